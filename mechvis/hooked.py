@@ -1,0 +1,547 @@
+"""HookedViT: one forward over the parts of the user's model, with a named site at every step.
+
+How a site costs nothing when nobody looks: the forward asks once per block whether the active run, or a
+transformer_lens hook, wants any of its sites. If not, the block takes the plain path of `mechvis.block`, which is also
+the twin that the hooked path is tested against.
+
+The user's module is borrowed, never changed: it is kept out of `nn.Module`'s registry (transformer_lens writes names
+on every module it can reach), and nothing of it is hooked, copied or replaced.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from einops import einsum
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.HookedRootModule import HookedRootModule
+
+from mechvis import block as plain
+from mechvis import graph as graphs
+from mechvis.cache import Cache
+from mechvis.data.preprocess import Preprocess, check_pixels
+from mechvis.edits import Edit
+from mechvis.errors import BadData, BadImages, MixedDevices, OutOfRange, ShapeMismatch, TrainMode
+from mechvis.models.parts import BlockParts, TowerParts
+from mechvis.plan import plan
+from mechvis.run import ACTIVE, Active, Run
+
+
+class _Sites(nn.Module):
+    """A namespace of hook points."""
+
+    def __init__(self, *names: str):
+        super().__init__()
+        for name in names:
+            setattr(self, name, HookPoint())
+
+
+class AttentionSites(_Sites):
+    """Hook points of one attention layer, with its weights under transformer_lens' names."""
+
+    def __init__(self, parts: BlockParts):
+        super().__init__("hook_q", "hook_k", "hook_v", "hook_attn_scores", "hook_pattern", "hook_z", "hook_result")
+        self.__dict__["_parts"] = parts.attn
+
+    @property
+    def W_Q(self) -> Tensor:
+        """`[head d_model d_head]`."""
+        return self._parts.in_weights()[0]
+
+    @property
+    def W_K(self) -> Tensor:
+        """`[head d_model d_head]`."""
+        return self._parts.in_weights()[1]
+
+    @property
+    def W_V(self) -> Tensor:
+        """`[head d_model d_head]`."""
+        return self._parts.in_weights()[2]
+
+    @property
+    def W_O(self) -> Tensor:
+        """`[head d_head d_model]`."""
+        return self._parts.out_weight()
+
+    @property
+    def b_Q(self) -> Tensor | None:
+        """`[head d_head]`."""
+        return self._parts.in_biases()[0]
+
+    @property
+    def b_K(self) -> Tensor | None:
+        """`[head d_head]`."""
+        return self._parts.in_biases()[1]
+
+    @property
+    def b_V(self) -> Tensor | None:
+        """`[head d_head]`."""
+        return self._parts.in_biases()[2]
+
+    @property
+    def b_O(self) -> Tensor | None:
+        """`[d_model]`."""
+        return self._parts.out_bias()
+
+    @property
+    def OV(self) -> Any:
+        """W_V W_O per head, as a transformer_lens `FactoredMatrix`."""
+        from transformer_lens import FactoredMatrix
+
+        return FactoredMatrix(self.W_V, self.W_O)
+
+    @property
+    def QK(self) -> Any:
+        """W_Q W_K^T per head, as a transformer_lens `FactoredMatrix`."""
+        from transformer_lens import FactoredMatrix
+
+        return FactoredMatrix(self.W_Q, self.W_K.transpose(-2, -1))
+
+
+class MlpSites(_Sites):
+    """Hook points of one MLP, with its weights under transformer_lens' names."""
+
+    def __init__(self, parts: BlockParts):
+        super().__init__("hook_pre", "hook_post")
+        self.__dict__["_parts"] = parts
+
+    @property
+    def W_out(self) -> Tensor:
+        """`[d_mlp d_model]`."""
+        return self._parts.mlp_out_weight()
+
+    @property
+    def b_out(self) -> Tensor | None:
+        """`[d_model]`."""
+        return self._parts.mlp_out_bias()
+
+
+class BlockSites(_Sites):
+    """Hook points of one block."""
+
+    def __init__(self, parts: BlockParts):
+        super().__init__("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")
+        self.ln1 = _Sites("hook_scale", "hook_normalized")
+        self.attn = AttentionSites(parts)
+        self.ln2 = _Sites("hook_scale", "hook_normalized")
+        self.mlp = MlpSites(parts)
+        self.__dict__["points"] = [module for module in self.modules() if isinstance(module, HookPoint)]
+
+
+def _hooked(point: HookPoint) -> bool:
+    return bool(point._forward_hooks or point._backward_hooks or point._forward_pre_hooks or point._backward_pre_hooks)
+
+
+def _statistics(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What a LayerNorm divides, and what by; a stand-in for no norm (nn.Identity) divides by one."""
+    if not hasattr(norm, "eps"):
+        return x, torch.ones_like(x[..., :1])
+    centred = x - x.mean(-1, keepdim=True)
+    return centred, (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+
+
+class HookedViT(HookedRootModule):
+    """A vision (or text) transformer with a name for every activation.
+
+    Made by :func:`mechvis.load`. It is a transformer_lens `HookedRootModule`: `run_with_cache`, `run_with_hooks` and
+    `hooks()` work as people know them. transformer_lens hooks are module-global; only :meth:`run` and sweeps are
+    isolated from other threads.
+
+    Example:
+        >>> model = mechvis.load("scenes-vit")                                                    # doctest: +SKIP
+        >>> run = model.run(images.pixels, edits=[edits.zero("blocks.3.attn.hook_z", heads=[1])])  # doctest: +SKIP
+        >>> run.logits.shape                                                                       # doctest: +SKIP
+    """
+
+    def __init__(self, bare: nn.Module, parts: TowerParts, *, preprocess: Preprocess | None = None, name: str = ""):
+        super().__init__()
+        self.__dict__.update(bare=bare, parts=parts, preprocess=preprocess, title=name, parity=None)
+        self.__dict__["graph"] = graphs.build(parts)
+        self.__dict__["_modes"] = [(path, module) for path, module in bare.named_modules()]
+        self.hook_embed = HookPoint()
+        self.blocks = nn.ModuleList(BlockSites(block) for block in parts.blocks)
+        self.ln_final = _Sites("hook_scale", "hook_normalized")
+        self.hook_pooled = HookPoint()
+        if parts.project is not None:
+            self.hook_embedding = HookPoint()
+        if parts.head is not None:
+            self.hook_logits = HookPoint()
+        self.setup()
+        first = parts.blocks[0]
+        self.cfg = SimpleNamespace(
+            model_name=name or parts.family, n_layers=len(parts.blocks), n_heads=first.attn.n_heads,
+            d_head=first.attn.d_head, d_model=parts.d_model, d_mlp=first.d_mlp, n_ctx=parts.n_tokens,
+            attn_only=False, use_attn_result=False, normalization_type="LN", final_rms=False, act_fn="live module",
+            positional_embedding_type="standard", device=self.device, dtype=self.dtype)
+
+    # the one forward
+
+    def forward(self, inputs: Tensor, *, start_at_layer: int = 0, stop_at_layer: int | None = None) -> Tensor:
+        """Logits (or embedding, or pooled tokens) of a batch.
+
+        Args:
+            inputs: pixels `[image channel height width]` (token ids for text); with `start_at_layer`, the stream
+                before that block `[row token d_model]`.
+            start_at_layer: skip everything before this block, really.
+            stop_at_layer: return the stream before this block; `n_layers` means after the last one.
+        """
+        self._check_mode()
+        active = ACTIVE.get()
+        if active is not None and active.owner is not self:
+            active = None
+        n_layers = len(self.parts.blocks)
+        start = self._layer(start_at_layer, "start_at_layer")
+        stop = None if stop_at_layer is None else self._layer(stop_at_layer, "stop_at_layer")
+        x = self._at("hook_embed", self.hook_embed, self.parts.embed(inputs), active) if start == 0 else inputs
+        for layer in range(start, n_layers if stop is None else stop):
+            if (active is not None and layer in active.layers) or any(map(_hooked, self.blocks[layer].points)):
+                x = self._block(layer, x, active)
+            else:
+                x = plain.plain(self.parts.blocks[layer], x)
+        return x if stop is not None else self._read_out(x, inputs, active)
+
+    def _block(self, layer: int, x: Tensor, active: Active | None) -> Tensor:
+        parts, sites, at = self.parts.blocks[layer], self.blocks[layer], f"blocks.{layer}."
+        x = self._at(at + "hook_resid_pre", sites.hook_resid_pre, x, active)
+        out = self._attention(parts, sites, at, self._norm(at + "ln1.", sites.ln1, parts.ln1, x, active), active)
+        out = out if parts.scale1 is None else parts.scale1(out)
+        out = self._at(at + "hook_attn_out", sites.hook_attn_out, out, active)
+        mid = self._at(at + "hook_resid_mid", sites.hook_resid_mid, out + x, active)
+        normal = self._norm(at + "ln2.", sites.ln2, parts.ln2, mid, active)
+        pre = self._at(at + "mlp.hook_pre", sites.mlp.hook_pre, parts.mlp_in(normal), active)
+        post = self._at(at + "mlp.hook_post", sites.mlp.hook_post, parts.act(pre), active)
+        out = parts.mlp_out(post)
+        out = out if parts.scale2 is None else parts.scale2(out)
+        out = self._at(at + "hook_mlp_out", sites.hook_mlp_out, out, active)
+        return self._at(at + "hook_resid_post", sites.hook_resid_post, out + mid, active)
+
+    def _attention(self, parts: BlockParts, sites: BlockSites, at: str, normal: Tensor, active: Active | None) -> Tensor:
+        attn, points, at = parts.attn, sites.attn, at + "attn."
+        q, (k, v) = attn.q(normal), attn.kv(normal)
+        q = self._at(at + "hook_q", points.hook_q, q, active)
+        k = self._at(at + "hook_k", points.hook_k, k, active)
+        v = self._at(at + "hook_v", points.hook_v, v, active)
+        asked = [("hook_attn_scores", points.hook_attn_scores), ("hook_pattern", points.hook_pattern)]
+        if any(self._wanted(at + name, point, active) for name, point in asked):
+            # Fused attention has no scores; compute them for this layer only.
+            scores = self._at(at + "hook_attn_scores", points.hook_attn_scores, plain.scores_of(attn, q, k), active)
+            pattern = self._at(at + "hook_pattern", points.hook_pattern, plain.pattern_of(scores), active)
+            z = plain.mix_explicit(pattern, v)
+        else:
+            z = plain.mix(attn, q, k, v)
+        z = self._at(at + "hook_z", points.hook_z, z, active)
+        if self._wanted(at + "hook_result", points.hook_result, active):
+            result = einsum(z, attn.out_weight(), "row token head e, head e d -> row token head d")
+            version = result._version
+            edited = self._at(at + "hook_result", points.hook_result, result, active)
+            if edited is not result or edited._version != version:
+                bias = attn.out_bias()
+                return edited.sum(2) if bias is None else edited.sum(2) + bias
+        return attn.out(plain.merge(z))
+
+    def _norm(self, at: str, sites: _Sites, norm: nn.Module, x: Tensor, active: Active | None) -> Tensor:
+        normal = None
+        if self._wanted(at + "hook_scale", sites.hook_scale, active):
+            centred, scale = _statistics(norm, x)
+            version = scale._version
+            edited = self._at(at + "hook_scale", sites.hook_scale, scale, active)
+            asked_gradient = active is not None and active.keep_graph and (at + "hook_scale") in active.capture
+            if edited is not scale or edited._version != version or asked_gradient:
+                normal = centred / edited
+                normal = normal * norm.weight + norm.bias if hasattr(norm, "eps") else normal
+        normal = norm(x) if normal is None else normal
+        return self._at(at + "hook_normalized", sites.hook_normalized, normal, active)
+
+    def _read_out(self, x: Tensor, inputs: Tensor, active: Active | None) -> Tensor:
+        parts = self.parts
+        if not parts.norm_first:
+            x = self._pick(x, inputs)
+        x = self._norm("ln_final.", self.ln_final, parts.ln_final, x, active)
+        if parts.norm_first:
+            x = self._pick(x, inputs)
+        x = self._at("hook_pooled", self.hook_pooled, parts.pool(x), active)
+        if parts.project is not None:
+            x = self._at("hook_embedding", self.hook_embedding, parts.project(x), active)
+        if parts.head is not None:
+            x = self._at("hook_logits", self.hook_logits, parts.head(x), active)
+        return x
+
+    def _pick(self, x: Tensor, inputs: Tensor) -> Tensor:
+        """The tokens that the read-out needs."""
+        reads = self.parts.reads
+        if reads is None:
+            return x
+        if isinstance(reads, tuple):
+            return x[:, : reads[-1] + 1] if reads == tuple(range(len(reads))) else x[:, list(reads)]
+        if inputs.is_floating_point():
+            raise BadData("a text tower cannot restart in the middle: the end-of-text position is in the token ids.")
+        return x[torch.arange(len(x), device=x.device), reads(inputs)][:, None]
+
+    def _at(self, name: str, point: HookPoint, x: Tensor, active: Active | None) -> Tensor:
+        """One site: the run's edits, then transformer_lens hooks, then the run's capture."""
+        if active is not None:
+            x = active.edit(name, x)
+        if _hooked(point):
+            x = point(x)
+        if active is not None:
+            active.seen(name, x)
+        return x
+
+    def _wanted(self, name: str, point: HookPoint, active: Active | None) -> bool:
+        return _hooked(point) or (active is not None and active.wants(name))
+
+    # runs
+
+    def run(
+        self,
+        images: Any,
+        edits: Sequence[Edit] = (),
+        capture: Sequence[str] | str = (),
+        *,
+        grad: bool = False,
+        start_at_layer: int = 0,
+        stop_at_layer: int | None = None,
+        check_finite: bool = True,
+    ) -> Run:
+        """One isolated forward pass with edits and captures.
+
+        Args:
+            images: pixels `[image channel height width]`, or an `ImageSet` (preprocessed here); token ids for a text
+                tower; the stream `[row token d_model]` when `start_at_layer` is given.
+            edits: interventions in the order they apply.
+            capture: site names or glob patterns.
+            grad: keep the graph, so that gradients reach every captured site.
+            start_at_layer: restart from the stream before this block.
+            stop_at_layer: stop before this block.
+            check_finite: raise if a captured activation holds NaN or Inf.
+
+        Returns:
+            Run: output, cache, and what was done.
+
+        Raises:
+            UnknownSite, OutOfRange, ShapeMismatch, BadImages, TrainMode, NotFinite, EditNeverFired.
+
+        Example:
+            >>> run = model.run(pixels, capture=["blocks.*.attn.hook_z"])          # doctest: +SKIP
+            >>> run.cache["blocks.3.attn.hook_z"].shape                            # doctest: +SKIP
+            torch.Size([8, 65, 4, 32])
+        """
+        inputs = self.inputs(images, start_at_layer=start_at_layer)
+        captured = [capture] if isinstance(capture, str) else list(capture)
+        active = Active(
+            plan=plan([edits] if isinstance(edits, Edit) else list(edits), self.graph, self.parts.prefix),
+            capture=frozenset(self.graph.match(captured)) if captured else frozenset(),
+            cache=Cache(self.graph), owner=self, keep_graph=grad, check_finite=check_finite)
+        with self._running(active), torch.enable_grad() if grad else torch.no_grad():
+            output = self(inputs, start_at_layer=start_at_layer, stop_at_layer=stop_at_layer)
+        active.finish()
+        site = self.output_site if stop_at_layer is None else f"the stream before block {stop_at_layer}"
+        return Run(output, active.cache, tuple(e for found in active.plan.at.values() for e in found), site)
+
+    @contextlib.contextmanager
+    def edited(self, edits: Sequence[Edit]) -> Iterator["HookedViT"]:
+        """Every forward of this model in this context (this thread) carries the edits.
+
+        Example:
+            >>> with model.edited([edits.zero("blocks.3.attn.hook_z", heads=[1])]):    # doctest: +SKIP
+            ...     logits = model(pixels)
+        """
+        active = Active(plan=plan(list(edits), self.graph, self.parts.prefix), capture=frozenset(),
+                        cache=Cache(self.graph), owner=self, keep_graph=torch.is_grad_enabled())
+        with self._running(active):
+            yield self
+
+    @contextlib.contextmanager
+    def _running(self, active: Active) -> Iterator[None]:
+        token = ACTIVE.set(active)
+        try:
+            yield
+        finally:
+            ACTIVE.reset(token)
+
+    def run_with_cache(self, *model_args: Any, names_filter: Any = None, return_cache_object: bool = True,
+                       device: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
+        """transformer_lens' `run_with_cache`: output and an `ActivationCache` (or dict) of all sites.
+
+        As there, `hook_result` is cached without a filter only if `model.cfg.use_attn_result` is set. `device` moves
+        the cache, not the model. A filter that matches nothing is an error.
+        """
+        if names_filter is None:
+            keep = self.cfg.use_attn_result
+            names_filter = [name for name in self.hook_dict if keep or not name.endswith("hook_result")]
+        elif isinstance(names_filter, (str, list, tuple)):
+            names_filter = self.graph.match(names_filter)
+        elif not any(names_filter(name) for name in self.hook_dict):
+            raise BadData("names_filter matches none of this model's sites; print(model.graph) lists them.")
+        output, cache = super().run_with_cache(*model_args, names_filter=names_filter, device=device, **kwargs)
+        if not return_cache_object:
+            return output, cache
+        from transformer_lens import ActivationCache
+
+        return output, ActivationCache(cache, self, has_batch_dim=not kwargs.get("remove_batch_dim", False))
+
+    def add_hook(self, name: Any, *args: Any, **kwargs: Any) -> None:
+        """transformer_lens' `add_hook`, with our error for names that match nothing."""
+        super().add_hook(self.graph.resolve(name) if isinstance(name, str) else name, *args, **kwargs)
+
+    def _enable_hook_with_name(self, name: str, hook: Any, dir: Any) -> None:
+        super()._enable_hook_with_name(self.graph.resolve(name), hook, dir)
+
+    # inputs and checks
+
+    def inputs(self, images: Any, *, start_at_layer: int = 0) -> Tensor:
+        """What the forward takes, from an `ImageSet`, pixels, token ids or a stream; checked."""
+        if hasattr(images, "pixels_for"):
+            if self.preprocess is None:
+                raise BadImages("this model has no image preprocessing; pass preprocess= to mechvis.load, or pixels.")
+            images = images.pixels_for(self.preprocess).to(self.device, self.dtype)
+        if start_at_layer:
+            if not isinstance(images, Tensor) or images.ndim != 3 or images.shape[2] != self.parts.d_model:
+                seen = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
+                raise ShapeMismatch(f"start_at_layer={start_at_layer} takes the stream [row token {self.parts.d_model}], "
+                                    f"got {seen}.")
+            return images
+        if self.parts.modality == "text":
+            if not isinstance(images, Tensor) or images.ndim != 2 or images.is_floating_point():
+                raise ShapeMismatch("a text tower takes token ids [row token] (int64); use clip.tokenize(texts).")
+            return images
+        check_pixels(images, channels=self.parts.channels, sizes=self.parts.image_size, preprocess=self.preprocess,
+                     device=self.device)
+        if images.dtype != self.dtype:
+            raise MixedDevices(f"the model is {self.dtype}, the pixels are {images.dtype}. Convert: pixels.to({self.dtype}).")
+        return images
+
+    def _check_mode(self) -> None:
+        for name, module in self.__dict__["_modes"]:
+            if module.training:
+                raise TrainMode(f"{name or 'the model'} ({type(module).__name__}) is in train mode: dropout would make "
+                                "effects of nothing. Call model.eval() first.")
+
+    def _layer(self, layer: int, what: str) -> int:
+        n = len(self.parts.blocks)
+        if not isinstance(layer, int) or not -n <= layer <= n:
+            raise OutOfRange(f"{what}={layer!r}: this model has layers 0 to {n - 1}.")
+        return layer if layer >= 0 else n + layer
+
+    @property
+    def output_site(self) -> str:
+        """Site that `run.output` is."""
+        if self.parts.head is not None:
+            return "hook_logits"
+        return "hook_embedding" if self.parts.project is not None else "hook_pooled"
+
+    # the borrowed module
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """The user's model's parameters."""
+        return self.bare.parameters(recurse)
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """The user's model's parameters under their own names."""
+        return self.bare.named_parameters(*args, **kwargs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The user's model's state."""
+        return self.bare.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Into the user's model."""
+        return self.bare.load_state_dict(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> "HookedViT":
+        """Sets the user's model's mode; runs need eval."""
+        self.bare.train(mode)
+        return self
+
+    @property
+    def training(self) -> bool:
+        """The user's model's mode."""
+        return self.__dict__["bare"].training if "bare" in self.__dict__ else False
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        # nn.Module.__init__ sets this before there is a model.
+        pass
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "HookedViT":
+        self.bare._apply(fn, recurse)
+        if "cfg" in self.__dict__:
+            self.cfg.device, self.cfg.dtype = self.device, self.dtype
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return next(self.bare.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the parameters."""
+        return next(p.dtype for p in self.bare.parameters() if p.is_floating_point())
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the weights as they are now (and of the head, which may be a zero-shot one)."""
+        digest = hashlib.sha256(self.parts.family.encode())
+        for name, tensor in sorted(self.bare.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        if hasattr(self.parts.head, "fingerprint"):
+            digest.update(self.parts.head.fingerprint.encode())
+        return digest.hexdigest()[:16]
+
+    # weights and names people know
+
+    def _stack(self, name: str) -> Tensor:
+        return torch.stack([getattr(block.attn, name) for block in self.blocks])
+
+    @property
+    def W_O(self) -> Tensor:
+        """`[layer head d_head d_model]`."""
+        return self._stack("W_O")
+
+    @property
+    def W_V(self) -> Tensor:
+        """`[layer head d_model d_head]`."""
+        return self._stack("W_V")
+
+    @property
+    def W_Q(self) -> Tensor:
+        """`[layer head d_model d_head]`."""
+        return self._stack("W_Q")
+
+    @property
+    def W_K(self) -> Tensor:
+        """`[layer head d_model d_head]`."""
+        return self._stack("W_K")
+
+    def accumulated_bias(self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True) -> Tensor:
+        """Sum of output biases written before `layer` (transformer_lens' convention), `[d_model]`."""
+        total = torch.zeros(self.parts.d_model, device=self.device, dtype=self.dtype)
+        for index, block in enumerate(self.parts.blocks[: layer + (1 if mlp_input and layer < self.cfg.n_layers else 0)]):
+            if (bias := block.attn.out_bias()) is not None:
+                total = total + (bias if block.scale1 is None else block.scale1(bias))
+            is_own_half = mlp_input and index == layer
+            if include_mlp_biases and not is_own_half and (bias := block.mlp_out_bias()) is not None:
+                total = total + (bias if block.scale2 is None else block.scale2(bias))
+        return total
+
+    def tokens_to_residual_directions(self, classes: Tensor | int) -> Tensor:
+        """Direction in the (centred, scaled) residual stream that raises a class logit: LayerNorm gain times the
+        head's weight, `[... d_model]`, as transformer_lens' `logit_attrs` needs it for an unfolded model."""
+        head = self.parts.head
+        if not hasattr(head, "weight"):
+            raise BadData("class directions need a linear head.")
+        return (head.weight * self.parts.ln_final.weight)[torch.as_tensor(classes, device=self.device)]
+
+    def __repr__(self) -> str:
+        grid = self.parts.grid
+        size = f", {self.parts.image_size[0]}x{self.parts.image_size[1]} px, {grid[0]}x{grid[1]} patches" if grid else ""
+        parity = "" if self.parity is None else f"\n  {self.parity}"
+        return (f"HookedViT({self.title or self.parts.family!r}: {self.parts.family}, {self.cfg.n_layers} layers x "
+                f"{self.cfg.n_heads} heads x {self.cfg.d_head}, d_model={self.cfg.d_model}{size}, "
+                f"{len(self.graph)} sites){parity}\n{self.graph!r}")

@@ -1,0 +1,130 @@
+"""What one forward pass carries with it: edits to apply, sites to capture, and a record of what fired.
+
+The state of a run lives in a ContextVar, not on any module: two threads, or two notebook cells, cannot see each
+other's edits, and an exception leaves nothing behind.
+"""
+
+import warnings
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mechvis import plan as planning
+from mechvis.cache import Cache
+from mechvis.edits import Edit
+from mechvis.errors import EditNeverFired, EffectlessEdit, MechvisError, NotFinite
+from mechvis.plan import Plan
+
+
+@dataclass
+class Active:
+    """The run that is in progress in this context."""
+
+    plan: Plan
+    capture: frozenset[str]
+    cache: Cache
+    owner: object
+    """The tower the run belongs to: another wrapped model called inside it must not see these edits."""
+    keep_graph: bool
+    check_finite: bool = True
+    fired: dict[str, int] = field(default_factory=dict)
+    changed: dict[str, bool] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.sites = self.plan.sites | self.capture
+        graph = self.plan.graph
+        self.layers = frozenset(graph.sites[name].layer for name in self.sites)
+
+    def edits_at(self, name: str) -> bool:
+        """Is there an edit here?"""
+        return name in self.plan.at
+
+    def wants(self, name: str) -> bool:
+        """Is anything done here?"""
+        return name in self.sites
+
+    def edit(self, name: str, x: Tensor) -> Tensor:
+        """The activation after this site's edits."""
+        if name not in self.plan.at:
+            return x
+        new = planning.apply(self.plan, name, x)
+        self.fired[name] = self.fired.get(name, 0) + 1
+        self.changed[name] = self.changed.get(name, False) or not torch.equal(new.detach(), x.detach())
+        return new
+
+    def seen(self, name: str, x: Tensor) -> None:
+        """Keep the activation if it was asked for."""
+        if name not in self.capture:
+            return
+        if self.check_finite and not torch.isfinite(x.detach().sum()):
+            allowed = name.endswith("hook_attn_scores")  # -inf marks future keys in causal towers
+            bad = torch.isnan(x) if allowed else ~torch.isfinite(x)
+            if bad.any():
+                rows = bad.flatten(1).any(1).nonzero().flatten().tolist()
+                raise NotFinite(f"{name}: {int(bad.sum())} NaN or Inf values, first in row(s) {rows[:5]}. "
+                                "Look at the input and at earlier sites; pass check_finite=False to capture anyway.")
+        self.cache._put(name, x if self.keep_graph else x.detach())
+
+    def finish(self) -> None:
+        """Raise or warn about edits that did not do what they say."""
+        silent = [name for name in self.plan.at if name not in self.fired]
+        if silent:
+            edit = self.plan.at[silent[0]][0]
+            raise EditNeverFired(f"{edit!r} never fired: the forward pass did not reach {', '.join(silent[:3])}. "
+                                 "A stop_at or start_at before or after it, or a model called without it?")
+        missing = [name for name in self.capture if name not in self.cache]
+        if missing:
+            raise EditNeverFired(f"nothing was captured at {', '.join(sorted(missing)[:3])}: the forward pass did not "
+                                 "reach it (stop_at, start_at?).")
+        for name, changed in self.changed.items():
+            if not changed:
+                warnings.warn(f"{self.plan.at[name][0]!r} changed nothing at {name}: the values were already so.",
+                              EffectlessEdit, stacklevel=4)
+
+
+ACTIVE: ContextVar[Active | None] = ContextVar("mechvis_active_run", default=None)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run returns."""
+
+    output: Tensor
+    """Logits if the model has a head, else the embedding, else the pooled tokens; the stream if stopped early."""
+    cache: Cache
+    """Captured activations."""
+    edits: tuple[Edit, ...] = ()
+    """What was done."""
+    output_site: str = "hook_logits"
+    """Which of these `output` is."""
+
+    @property
+    def logits(self) -> Tensor:
+        """The head's output `[row class]`.
+
+        Raises:
+            MechvisError: the model has no head, or the run stopped before it.
+        """
+        if self.output_site != "hook_logits":
+            raise MechvisError(f"this run ended at {self.output_site}; it has no logits. Use .output, or give the model "
+                               "a head (for CLIP: clip.classifier(class_names)).")
+        return self.output
+
+    @property
+    def embedding(self) -> Tensor:
+        """The image or text embedding `[row d_embed]` of a model without a head."""
+        if self.output_site not in ("hook_embedding", "hook_pooled"):
+            raise MechvisError("capture 'hook_embedding' (or 'hook_pooled') to see the embedding of a model with a head.")
+        return self.output
+
+    def __repr__(self) -> str:
+        done = f", {len(self.edits)} edits" if self.edits else ""
+        return f"Run({self.output_site} {list(self.output.shape)}, {len(self.cache)} captured{done})"
+
+
+def check_sites(names: Sequence[str], graph) -> frozenset[str]:
+    """Canonical names for a list of capture patterns."""
+    return frozenset(graph.match(names)) if names else frozenset()
