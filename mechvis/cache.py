@@ -12,10 +12,22 @@ from torch import Tensor
 from mechvis.errors import CacheChanged, UnknownSite, nearest
 from mechvis.graph import HookGraph
 
-_SHORT = {"resid_pre": "hook_resid_pre", "resid_mid": "hook_resid_mid", "resid_post": "hook_resid_post",
-          "attn_out": "hook_attn_out", "mlp_out": "hook_mlp_out", "q": "attn.hook_q", "k": "attn.hook_k",
-          "v": "attn.hook_v", "z": "attn.hook_z", "result": "attn.hook_result", "pattern": "attn.hook_pattern",
-          "attn_scores": "attn.hook_attn_scores", "pre": "mlp.hook_pre", "post": "mlp.hook_post"}
+_SHORT = {
+    "resid_pre": "hook_resid_pre",
+    "resid_mid": "hook_resid_mid",
+    "resid_post": "hook_resid_post",
+    "attn_out": "hook_attn_out",
+    "mlp_out": "hook_mlp_out",
+    "q": "attn.hook_q",
+    "k": "attn.hook_k",
+    "v": "attn.hook_v",
+    "z": "attn.hook_z",
+    "result": "attn.hook_result",
+    "pattern": "attn.hook_pattern",
+    "attn_scores": "attn.hook_attn_scores",
+    "pre": "mlp.hook_pre",
+    "post": "mlp.hook_post",
+}
 
 
 class Cache(Mapping[str, Tensor]):
@@ -39,12 +51,16 @@ class Cache(Mapping[str, Tensor]):
         name = self._name(key)
         if name not in self._tensors:
             have = nearest(name, self._tensors)
-            raise UnknownSite(f"{name!r} was not captured in this run. Captured: {', '.join(have) or 'nothing'}"
-                              f"{' ...' if len(self) > len(have) else ''}. Add it to capture=[...].")
+            raise UnknownSite(
+                f"{name!r} was not captured in this run. Captured: {', '.join(have) or 'nothing'}"
+                f"{' ...' if len(self) > len(have) else ''}. Add it to capture=[...]."
+            )
         value = self._tensors[name]
         if value._version != self._versions[name]:
-            raise CacheChanged(f"the captured tensor {name!r} was changed in place after it was captured. "
-                               "Work on a copy: cache[...].clone().")
+            raise CacheChanged(
+                f"the captured tensor {name!r} was changed in place after it was captured. "
+                "Work on a copy: cache[...].clone()."
+            )
         return value
 
     def _name(self, key: str | tuple[str, int]) -> str:
@@ -64,7 +80,9 @@ class Cache(Mapping[str, Tensor]):
     @property
     def n_bytes(self) -> int:
         """Memory held, in bytes (shared storage counted once)."""
-        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self._tensors.values()}.values())
+        return sum(
+            {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in self._tensors.values()}.values()
+        )
 
     def to_tl_cache(self, model: Any) -> Any:
         """A transformer_lens `ActivationCache` over the same tensors."""
@@ -76,6 +94,8 @@ class Cache(Mapping[str, Tensor]):
         lines = [f"Cache: {len(self)} sites, {self.n_bytes / 2**20:.1f} MiB"]
         for name, value in self._tensors.items():
             axes = self._graph[name].axes
-            lines.append(f"  {name:<36} [{' '.join(f'{a}={s}' for a, s in zip(axes, value.shape, strict=True))}] "
-                         f"{str(value.dtype).removeprefix('torch.')}")
+            lines.append(
+                f"  {name:<36} [{' '.join(f'{a}={s}' for a, s in zip(axes, value.shape, strict=True))}] "
+                f"{str(value.dtype).removeprefix('torch.')}"
+            )
         return "\n".join(lines)

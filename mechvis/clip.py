@@ -48,8 +48,16 @@ class HookedCLIP:
         >>> model.run(images).logits                                               # doctest: +SKIP
     """
 
-    def __init__(self, bare: nn.Module, *, vision: TowerParts, text: TowerParts, preprocess: Preprocess | None,
-                 tokenizer: Any = None, name: str = ""):
+    def __init__(
+        self,
+        bare: nn.Module,
+        *,
+        vision: TowerParts,
+        text: TowerParts,
+        preprocess: Preprocess | None,
+        tokenizer: Any = None,
+        name: str = "",
+    ):
         self.bare = bare
         self.vision = HookedViT(bare, vision, preprocess=preprocess, name=f"{name or 'CLIP'} vision")
         self.text = HookedViT(bare, text, name=f"{name or 'CLIP'} text")
@@ -63,7 +71,11 @@ class HookedCLIP:
         Raises:
             BadData: none came; pass tokenizer= to mechvis.load.
         """
-        found = self._tokenizer() if callable(self._tokenizer) and not hasattr(self._tokenizer, "encode") else self._tokenizer
+        found = (
+            self._tokenizer()
+            if callable(self._tokenizer) and not hasattr(self._tokenizer, "encode")
+            else self._tokenizer
+        )
         if found is None:
             raise BadData("this CLIP model came without a tokenizer; pass tokenizer= to mechvis.load.")
         self._tokenizer = found
@@ -79,8 +91,9 @@ class HookedCLIP:
         """Token ids `[row token]`, padded."""
         if not texts:
             raise BadData("no texts given.")
-        ids = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.text.parts.n_tokens,
-                             return_tensors="pt")["input_ids"]
+        ids = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self.text.parts.n_tokens, return_tensors="pt"
+        )["input_ids"]
         return ids.to(self.text.device)
 
     def encode_image(self, images: Any) -> Tensor:
@@ -93,7 +106,9 @@ class HookedCLIP:
         embedding = self.text.run(self.tokenize(texts)).output
         return embedding / embedding.norm(dim=-1, keepdim=True)
 
-    def prompts(self, class_names: Sequence[str], templates: Sequence[str | Callable[[str], str]] = TEMPLATES) -> Tensor:
+    def prompts(
+        self, class_names: Sequence[str], templates: Sequence[str | Callable[[str], str]] = TEMPLATES
+    ) -> Tensor:
         """One unit-length direction per class: mean over templates of unit-length embeddings, `[class d_embed]`."""
         if not class_names or not templates:
             raise BadData("classifier needs at least one class name and one template.")
@@ -101,7 +116,9 @@ class HookedCLIP:
         mean = self.encode_text(texts).unflatten(0, (len(class_names), len(templates))).mean(1)
         return mean / mean.norm(dim=-1, keepdim=True)
 
-    def classifier(self, class_names: Sequence[str], templates: Sequence[str | Callable[[str], str]] = TEMPLATES) -> HookedViT:
+    def classifier(
+        self, class_names: Sequence[str], templates: Sequence[str | Callable[[str], str]] = TEMPLATES
+    ) -> HookedViT:
         """The vision tower with a zero-shot head over these classes: logits are image-text logits."""
         head = ZeroShotHead(self.prompts(class_names, templates), self.logit_scale.detach())
         parts = replace(self.vision.parts, head=head, class_names=tuple(class_names))

@@ -53,8 +53,11 @@ class Edit:
     """For call: gets the selected slice and returns its replacement."""
 
     def __repr__(self) -> str:
-        selection = [f"{name}={_short(value)}" for name in ("rows", "tokens", "heads", "units")
-                     if (value := getattr(self, name)) is not None]
+        selection = [
+            f"{name}={_short(value)}"
+            for name in ("rows", "tokens", "heads", "units")
+            if (value := getattr(self, name)) is not None
+        ]
         extra = [f"factor={self.factor:g}"] if self.kind in ("add", "scale") else []
         return f"edits.{self.kind}({', '.join([repr(self.site), *selection, *extra])})"
 
@@ -76,9 +79,14 @@ class Edit:
     def describe(self) -> dict[str, Any]:
         """Plain JSON of everything but the tensors."""
         return {
-            "kind": self.kind, "site": self.site, "rows": self.rows, "heads": self.heads, "units": self.units,
+            "kind": self.kind,
+            "site": self.site,
+            "rows": self.rows,
+            "heads": self.heads,
+            "units": self.units,
             "tokens": "tensor" if isinstance(self.tokens, Tensor) else self.tokens,
-            "source_rows": self.source_rows, "factor": self.factor,
+            "source_rows": self.source_rows,
+            "factor": self.factor,
             "fn": None if self.fn is None else getattr(self.fn, "__qualname__", repr(type(self.fn))),
             "shapes": {name: [str(t.dtype), *t.shape] for name, t in sorted(self._tensors().items())},
         }
@@ -118,11 +126,20 @@ def _edit(kind: str, site: str, rows: Rows, tokens: Tokens, heads: Rows, units: 
             raise unknown("token group", tokens, TOKEN_NAMES)
     elif isinstance(tokens, Tensor):
         if tokens.dtype != torch.bool or tokens.ndim not in (1, 2):
-            raise ShapeMismatch(f"a token mask is bool [token] or [row token], got {tokens.dtype} {list(tokens.shape)}.")
+            raise ShapeMismatch(
+                f"a token mask is bool [token] or [row token], got {tokens.dtype} {list(tokens.shape)}."
+            )
     else:
         tokens = _ints("tokens", tokens)
-    return Edit(kind=kind, site=site, rows=_ints("rows", rows), tokens=tokens, heads=_ints("heads", heads),
-                units=_ints("units", units), **more)
+    return Edit(
+        kind=kind,
+        site=site,
+        rows=_ints("rows", rows),
+        tokens=tokens,
+        heads=_ints("heads", heads),
+        units=_ints("units", units),
+        **more,
+    )
 
 
 def zero(site: str, *, rows: Rows = None, tokens: Tokens = None, heads: Rows = None, units: Rows = None) -> Edit:
@@ -139,8 +156,15 @@ def zero(site: str, *, rows: Rows = None, tokens: Tokens = None, heads: Rows = N
     return _edit("zero", site, rows, tokens, heads, units)
 
 
-def mean(site: str, reference: Mapping[str, Tensor], *, rows: Rows = None, tokens: Tokens = None, heads: Rows = None,
-         units: Rows = None) -> Edit:
+def mean(
+    site: str,
+    reference: Mapping[str, Tensor],
+    *,
+    rows: Rows = None,
+    tokens: Tokens = None,
+    heads: Rows = None,
+    units: Rows = None,
+) -> Edit:
     """Replace by the mean over reference images and token positions.
 
     Args:
@@ -151,8 +175,15 @@ def mean(site: str, reference: Mapping[str, Tensor], *, rows: Rows = None, token
     return _edit("mean", site, rows, tokens, heads, units, values=values)
 
 
-def mean_positional(site: str, reference: Mapping[str, Tensor], *, rows: Rows = None, tokens: Tokens = None,
-                    heads: Rows = None, units: Rows = None) -> Edit:
+def mean_positional(
+    site: str,
+    reference: Mapping[str, Tensor],
+    *,
+    rows: Rows = None,
+    tokens: Tokens = None,
+    heads: Rows = None,
+    units: Rows = None,
+) -> Edit:
     """Replace by the mean over reference images at the same token position: the default ablation for vision.
 
     Args:
@@ -162,8 +193,17 @@ def mean_positional(site: str, reference: Mapping[str, Tensor], *, rows: Rows = 
     return _edit("mean_positional", site, rows, tokens, heads, units, values=dict(reference))
 
 
-def resample(site: str, source: Mapping[str, Tensor] | Tensor, source_rows: Sequence[int] | int | None = None, *,
-             rows: Rows = None, tokens: Tokens = None, heads: Rows = None, units: Rows = None, seed: int | None = None) -> Edit:
+def resample(
+    site: str,
+    source: Mapping[str, Tensor] | Tensor,
+    source_rows: Sequence[int] | int | None = None,
+    *,
+    rows: Rows = None,
+    tokens: Tokens = None,
+    heads: Rows = None,
+    units: Rows = None,
+    seed: int | None = None,
+) -> Edit:
     """Replace by the value on another image, drawn by `seed` or named by `source_rows`.
 
     Args:
@@ -182,8 +222,16 @@ def resample(site: str, source: Mapping[str, Tensor] | Tensor, source_rows: Sequ
     return _edit("resample", site, rows, tokens, heads, units, values=values, source_rows=_source_rows(source_rows))
 
 
-def patch(site: str, source: Mapping[str, Tensor] | Tensor, source_rows: Sequence[int] | int | None = None, *,
-          rows: Rows = None, tokens: Tokens = None, heads: Rows = None, units: Rows = None) -> Edit:
+def patch(
+    site: str,
+    source: Mapping[str, Tensor] | Tensor,
+    source_rows: Sequence[int] | int | None = None,
+    *,
+    rows: Rows = None,
+    tokens: Tokens = None,
+    heads: Rows = None,
+    units: Rows = None,
+) -> Edit:
     """Replace by the value of another run (activation patching).
 
     Args:
@@ -195,18 +243,41 @@ def patch(site: str, source: Mapping[str, Tensor] | Tensor, source_rows: Sequenc
         >>> corrupt = model.run(pixels_b, capture=["blocks.3.attn.hook_z"])                      # doctest: +SKIP
         >>> model.run(pixels_a, edits=[patch("blocks.3.attn.hook_z", corrupt.cache, heads=[1])])  # doctest: +SKIP
     """
-    return _edit("patch", site, rows, tokens, heads, units, values=_sources(source),
-                 source_rows=None if source_rows is None else _source_rows(source_rows))
+    return _edit(
+        "patch",
+        site,
+        rows,
+        tokens,
+        heads,
+        units,
+        values=_sources(source),
+        source_rows=None if source_rows is None else _source_rows(source_rows),
+    )
 
 
-def freeze(site: str, cache: Mapping[str, Tensor], *, rows: Rows = None, tokens: Tokens = None, heads: Rows = None,
-           units: Rows = None) -> Edit:
+def freeze(
+    site: str,
+    cache: Mapping[str, Tensor],
+    *,
+    rows: Rows = None,
+    tokens: Tokens = None,
+    heads: Rows = None,
+    units: Rows = None,
+) -> Edit:
     """Hold at the value cached on the clean run of the same images (path patching)."""
     return _edit("freeze", site, rows, tokens, heads, units, values=_sources(cache))
 
 
-def add(site: str, vector: Tensor, factor: float = 1.0, *, rows: Rows = None, tokens: Tokens = None, heads: Rows = None,
-        units: Rows = None) -> Edit:
+def add(
+    site: str,
+    vector: Tensor,
+    factor: float = 1.0,
+    *,
+    rows: Rows = None,
+    tokens: Tokens = None,
+    heads: Rows = None,
+    units: Rows = None,
+) -> Edit:
     """Add `factor * vector` (steering).
 
     Args:
@@ -215,8 +286,9 @@ def add(site: str, vector: Tensor, factor: float = 1.0, *, rows: Rows = None, to
     return _edit("add", site, rows, tokens, heads, units, values={"*": torch.as_tensor(vector)}, factor=float(factor))
 
 
-def scale(site: str, factor: float, *, rows: Rows = None, tokens: Tokens = None, heads: Rows = None,
-          units: Rows = None) -> Edit:
+def scale(
+    site: str, factor: float, *, rows: Rows = None, tokens: Tokens = None, heads: Rows = None, units: Rows = None
+) -> Edit:
     """Multiply by `factor` (a gate: 0 removes, 1 keeps)."""
     return _edit("scale", site, rows, tokens, heads, units, factor=float(factor))
 
@@ -231,8 +303,15 @@ def project(site: str, directions: Tensor, *, rows: Rows = None, tokens: Tokens 
     return _edit("project", site, rows, tokens, heads, None, values={"*": basis})
 
 
-def call(site: str, fn: Callable[[Tensor], Tensor], *, rows: Rows = None, tokens: Tokens = None, heads: Rows = None,
-         units: Rows = None) -> Edit:
+def call(
+    site: str,
+    fn: Callable[[Tensor], Tensor],
+    *,
+    rows: Rows = None,
+    tokens: Tokens = None,
+    heads: Rows = None,
+    units: Rows = None,
+) -> Edit:
     """Replace by `fn(slice)`, where the slice is `[row token (head) d]` of the selection. Cannot be saved."""
     return _edit("call", site, rows, tokens, heads, units, fn=fn)
 
@@ -258,12 +337,17 @@ def save(edits: Sequence[Edit], path: str | Path) -> Path:
     for edit in edits:
         if edit.fn is not None:
             raise BadData(f"{edit!r} carries a Python function and cannot be saved; use the other kinds.")
-    tensors = {f"{i}/{name}": tensor.detach().cpu().contiguous()
-               for i, edit in enumerate(edits) for name, tensor in edit._tensors().items()}
+    tensors = {
+        f"{i}/{name}": tensor.detach().cpu().contiguous()
+        for i, edit in enumerate(edits)
+        for name, tensor in edit._tensors().items()
+    }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, path.with_suffix(".safetensors"))
-        text = json.dumps({"format": "mechvis-edits", "version": 1, "edits": [edit.describe() for edit in edits]}, indent=1)
+        text = json.dumps(
+            {"format": "mechvis-edits", "version": 1, "edits": [edit.describe() for edit in edits]}, indent=1
+        )
         path.write_text(text)
     except OSError as error:
         raise OutputNotWritable(f"cannot write edits to {path}: {error}") from error
@@ -288,7 +372,17 @@ def load(path: str | Path) -> list[Edit]:
             raise unknown("edit kind", item.get("kind"), KINDS)
         values = {name.split("/", 2)[2]: t for name, t in tensors.items() if name.startswith(f"{i}/values/")}
         tokens = tensors[f"{i}/tokens"] if item["tokens"] == "tensor" else item["tokens"]
-        tuples = {key: None if item[key] is None else tuple(item[key]) for key in ("rows", "heads", "units", "source_rows")}
-        loaded.append(Edit(kind=item["kind"], site=item["site"], factor=item["factor"], values=values or None,
-                           tokens=tuple(tokens) if isinstance(tokens, list) else tokens, **tuples))
+        tuples = {
+            key: None if item[key] is None else tuple(item[key]) for key in ("rows", "heads", "units", "source_rows")
+        }
+        loaded.append(
+            Edit(
+                kind=item["kind"],
+                site=item["site"],
+                factor=item["factor"],
+                values=values or None,
+                tokens=tuple(tokens) if isinstance(tokens, list) else tokens,
+                **tuples,
+            )
+        )
     return loaded

@@ -125,5 +125,7 @@ def nearest(name: str, valid: Iterable[str], count: int = 3) -> list[str]:
 def unknown(kind: str, name: object, valid: Iterable[str]) -> UnknownName:
     """An :class:`UnknownName` for `name`, with the three nearest of the `valid` names."""
     names = [str(v) for v in valid]
-    return UnknownName(f"unknown {kind} {name!r}. Nearest: {', '.join(nearest(str(name), names)) or 'none'}. "
-                       f"Valid: {', '.join(names[:20])}{' ...' if len(names) > 20 else ''}.")
+    return UnknownName(
+        f"unknown {kind} {name!r}. Nearest: {', '.join(nearest(str(name), names)) or 'none'}. "
+        f"Valid: {', '.join(names[:20])}{' ...' if len(names) > 20 else ''}."
+    )

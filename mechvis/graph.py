@@ -111,16 +111,19 @@ class HookGraph:
             if not 0 <= layer < self.n_layers:
                 raise OutOfRange(f"layer {layer} in {name!r}: this model has layers 0 to {self.n_layers - 1}.")
         names = nearest(name, [*self.sites, *self.aliases])
-        raise UnknownSite(f"no site matches {name!r}. Nearest: {', '.join(names)}. print(model.graph) lists all "
-                          f"{len(self)} sites; * and ? are wildcards.")
+        raise UnknownSite(
+            f"no site matches {name!r}. Nearest: {', '.join(names)}. print(model.graph) lists all "
+            f"{len(self)} sites; * and ? are wildcards."
+        )
 
     def __repr__(self) -> str:
         lines, last = [f"HookGraph: {len(self)} sites, {self.n_layers} layers"], self.n_layers - 1
         for site in self:
             if site.layer is not None and 0 < site.layer < last:
                 continue
-            shape = " ".join(axis if size is None else f"{axis}={size}"
-                             for axis, size in zip(site.axes, site.sizes, strict=True))
+            shape = " ".join(
+                axis if size is None else f"{axis}={size}" for axis, size in zip(site.axes, site.sizes, strict=True)
+            )
             lines.append(f"  {site.name:<36} [{shape}]{'  (on demand)' if site.on_demand else ''}")
             if site.layer == 0 and site.name.endswith("hook_resid_post") and last > 1:
                 lines.append(f"  ... blocks.1 to blocks.{last - 1} alike ...")
@@ -165,7 +168,9 @@ def build(parts: TowerParts) -> HookGraph:
         last = site(at + "hook_resid_post", stream, [mid, mlp_out], layer)
     n_read = n_tokens if parts.norm_first or parts.reads is None else len(parts.reads)
     scale = site("ln_final.hook_scale", (("row", "token", "one"), (None, n_read, 1)), [last])
-    normal = site("ln_final.hook_normalized", (("row", "token", "d_model"), (None, n_read, parts.d_model)), [last, scale])
+    normal = site(
+        "ln_final.hook_normalized", (("row", "token", "d_model"), (None, n_read, parts.d_model)), [last, scale]
+    )
     n_pooled = len(parts.reads) if isinstance(parts.reads, tuple) else 1
     last = site("hook_pooled", (("row", "d_model"), (None, parts.d_model * n_pooled)), [normal])
     if parts.project is not None:

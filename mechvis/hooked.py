@@ -173,10 +173,22 @@ class HookedViT(HookedRootModule):
         self.setup()
         first = parts.blocks[0]
         self.cfg = SimpleNamespace(
-            model_name=name or parts.family, n_layers=len(parts.blocks), n_heads=first.attn.n_heads,
-            d_head=first.attn.d_head, d_model=parts.d_model, d_mlp=first.d_mlp, n_ctx=parts.n_tokens,
-            attn_only=False, use_attn_result=False, normalization_type="LN", final_rms=False, act_fn="live module",
-            positional_embedding_type="standard", device=self.device, dtype=self.dtype)
+            model_name=name or parts.family,
+            n_layers=len(parts.blocks),
+            n_heads=first.attn.n_heads,
+            d_head=first.attn.d_head,
+            d_model=parts.d_model,
+            d_mlp=first.d_mlp,
+            n_ctx=parts.n_tokens,
+            attn_only=False,
+            use_attn_result=False,
+            normalization_type="LN",
+            final_rms=False,
+            act_fn="live module",
+            positional_embedding_type="standard",
+            device=self.device,
+            dtype=self.dtype,
+        )
 
     # the one forward
 
@@ -219,7 +231,9 @@ class HookedViT(HookedRootModule):
         out = self._at(at + "hook_mlp_out", sites.hook_mlp_out, out, active)
         return self._at(at + "hook_resid_post", sites.hook_resid_post, out + mid, active)
 
-    def _attention(self, parts: BlockParts, sites: BlockSites, at: str, normal: Tensor, active: Active | None) -> Tensor:
+    def _attention(
+        self, parts: BlockParts, sites: BlockSites, at: str, normal: Tensor, active: Active | None
+    ) -> Tensor:
         attn, points, at = parts.attn, sites.attn, at + "attn."
         q, (k, v) = attn.q(normal), attn.kv(normal)
         q = self._at(at + "hook_q", points.hook_q, q, active)
@@ -335,7 +349,11 @@ class HookedViT(HookedRootModule):
         active = Active(
             plan=plan([edits] if isinstance(edits, Edit) else list(edits), self.graph, self.parts.prefix),
             capture=frozenset(self.graph.match(captured)) if captured else frozenset(),
-            cache=Cache(self.graph), owner=self, keep_graph=grad, check_finite=check_finite)
+            cache=Cache(self.graph),
+            owner=self,
+            keep_graph=grad,
+            check_finite=check_finite,
+        )
         with self._running(active), torch.enable_grad() if grad else torch.no_grad():
             output = self(inputs, start_at_layer=start_at_layer, stop_at_layer=stop_at_layer)
         active.finish()
@@ -350,8 +368,13 @@ class HookedViT(HookedRootModule):
             >>> with model.edited([edits.zero("blocks.3.attn.hook_z", heads=[1])]):    # doctest: +SKIP
             ...     logits = model(pixels)
         """
-        active = Active(plan=plan(list(edits), self.graph, self.parts.prefix), capture=frozenset(),
-                        cache=Cache(self.graph), owner=self, keep_graph=torch.is_grad_enabled())
+        active = Active(
+            plan=plan(list(edits), self.graph, self.parts.prefix),
+            capture=frozenset(),
+            cache=Cache(self.graph),
+            owner=self,
+            keep_graph=torch.is_grad_enabled(),
+        )
         with self._running(active):
             yield self
 
@@ -363,8 +386,14 @@ class HookedViT(HookedRootModule):
         finally:
             ACTIVE.reset(token)
 
-    def run_with_cache(self, *model_args: Any, names_filter: Any = None, return_cache_object: bool = True,
-                       device: Any = None, **kwargs: Any) -> tuple[Tensor, Any]:
+    def run_with_cache(
+        self,
+        *model_args: Any,
+        names_filter: Any = None,
+        return_cache_object: bool = True,
+        device: Any = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Any]:
         """transformer_lens' `run_with_cache`: output and an `ActivationCache` (or dict) of all sites.
 
         As there, `hook_result` is cached without a filter only if `model.cfg.use_attn_result` is set. `device` moves
@@ -402,24 +431,34 @@ class HookedViT(HookedRootModule):
         if start_at_layer:
             if not isinstance(images, Tensor) or images.ndim != 3 or images.shape[2] != self.parts.d_model:
                 seen = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
-                raise ShapeMismatch(f"start_at_layer={start_at_layer} takes the stream [row token {self.parts.d_model}], "
-                                    f"got {seen}.")
+                raise ShapeMismatch(
+                    f"start_at_layer={start_at_layer} takes the stream [row token {self.parts.d_model}], got {seen}."
+                )
             return images
         if self.parts.modality == "text":
             if not isinstance(images, Tensor) or images.ndim != 2 or images.is_floating_point():
                 raise ShapeMismatch("a text tower takes token ids [row token] (int64); use clip.tokenize(texts).")
             return images
-        check_pixels(images, channels=self.parts.channels, sizes=self.parts.image_size, preprocess=self.preprocess,
-                     device=self.device)
+        check_pixels(
+            images,
+            channels=self.parts.channels,
+            sizes=self.parts.image_size,
+            preprocess=self.preprocess,
+            device=self.device,
+        )
         if images.dtype != self.dtype:
-            raise MixedDevices(f"the model is {self.dtype}, the pixels are {images.dtype}. Convert: pixels.to({self.dtype}).")
+            raise MixedDevices(
+                f"the model is {self.dtype}, the pixels are {images.dtype}. Convert: pixels.to({self.dtype})."
+            )
         return images
 
     def _check_mode(self) -> None:
         for name, module in self.__dict__["_modes"]:
             if module.training:
-                raise TrainMode(f"{name or 'the model'} ({type(module).__name__}) is in train mode: dropout would make "
-                                "effects of nothing. Call model.eval() first.")
+                raise TrainMode(
+                    f"{name or 'the model'} ({type(module).__name__}) is in train mode: dropout would make "
+                    "effects of nothing. Call model.eval() first."
+                )
 
     def _layer(self, layer: int, what: str) -> int:
         n = len(self.parts.blocks)
@@ -522,7 +561,9 @@ class HookedViT(HookedRootModule):
     def accumulated_bias(self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True) -> Tensor:
         """Sum of output biases written before `layer` (transformer_lens' convention), `[d_model]`."""
         total = torch.zeros(self.parts.d_model, device=self.device, dtype=self.dtype)
-        for index, block in enumerate(self.parts.blocks[: layer + (1 if mlp_input and layer < self.cfg.n_layers else 0)]):
+        for index, block in enumerate(
+            self.parts.blocks[: layer + (1 if mlp_input and layer < self.cfg.n_layers else 0)]
+        ):
             if (bias := block.attn.out_bias()) is not None:
                 total = total + (bias if block.scale1 is None else block.scale1(bias))
             is_own_half = mlp_input and index == layer
@@ -540,8 +581,12 @@ class HookedViT(HookedRootModule):
 
     def __repr__(self) -> str:
         grid = self.parts.grid
-        size = f", {self.parts.image_size[0]}x{self.parts.image_size[1]} px, {grid[0]}x{grid[1]} patches" if grid else ""
+        size = (
+            f", {self.parts.image_size[0]}x{self.parts.image_size[1]} px, {grid[0]}x{grid[1]} patches" if grid else ""
+        )
         parity = "" if self.parity is None else f"\n  {self.parity}"
-        return (f"HookedViT({self.title or self.parts.family!r}: {self.parts.family}, {self.cfg.n_layers} layers x "
-                f"{self.cfg.n_heads} heads x {self.cfg.d_head}, d_model={self.cfg.d_model}{size}, "
-                f"{len(self.graph)} sites){parity}\n{self.graph!r}")
+        return (
+            f"HookedViT({self.title or self.parts.family!r}: {self.parts.family}, {self.cfg.n_layers} layers x "
+            f"{self.cfg.n_heads} heads x {self.cfg.d_head}, d_model={self.cfg.d_model}{size}, "
+            f"{len(self.graph)} sites){parity}\n{self.graph!r}"
+        )

@@ -102,15 +102,18 @@ def _check(edit: Edit, site: SiteInfo) -> None:
         if axis not in sizes or (word == "unit" and axis == "one"):
             raise BadData(f"{edit!r}: {site.name} has no {word} axis; its axes are {' '.join(site.axes)}.")
         if size is not None and not all(-size <= c < size for c in chosen):
-            raise OutOfRange(f"{edit!r}: {word} {max(chosen)} does not exist at {site.name}, which has {size} "
-                             f"(0 to {size - 1}).")
+            raise OutOfRange(
+                f"{edit!r}: {word} {max(chosen)} does not exist at {site.name}, which has {size} (0 to {size - 1})."
+            )
     token_axis = "token" if "token" in sizes else "query" if "query" in sizes else None
     if edit.tokens is not None and token_axis is None:
         raise BadData(f"{edit!r}: {site.name} has no token axis; its axes are {' '.join(site.axes)}.")
     if edit.values is not None and "*" not in edit.values and site.name not in edit.values:
         have = ", ".join(list(edit.values)[:3])
-        raise UnknownSite(f"{edit!r}: the source holds no values for {site.name}; it has {have} ... "
-                          f"Capture that site, or compute its means: mechvis.means(model, images, {site.name!r}).")
+        raise UnknownSite(
+            f"{edit!r}: the source holds no values for {site.name}; it has {have} ... "
+            f"Capture that site, or compute its means: mechvis.means(model, images, {site.name!r})."
+        )
 
 
 def _to_view(site: SiteInfo, x: Tensor) -> Tensor:
@@ -149,8 +152,10 @@ def _tokens(edit: Edit, prefix: tuple[str, ...], n_rows: int, n_tokens: int, dev
             # A mask over patches is what image masks give; the prefix stays out of it.
             mask = torch.cat([mask.new_zeros(*mask.shape[:-1], n_prefix), mask], dim=-1)
         if mask.shape[-1] != n_tokens or (mask.ndim == 2 and mask.shape[0] != n_rows):
-            raise ShapeMismatch(f"{edit!r}: the token mask is {list(edit.tokens.shape)}; this run has {n_rows} rows of "
-                                f"{n_tokens} tokens ({n_prefix} prefix + {n_patches} patches).")
+            raise ShapeMismatch(
+                f"{edit!r}: the token mask is {list(edit.tokens.shape)}; this run has {n_rows} rows of "
+                f"{n_tokens} tokens ({n_prefix} prefix + {n_patches} patches)."
+            )
         chosen |= mask
     elif edit.tokens == "patches":
         chosen[:, n_prefix:] = True
@@ -190,8 +195,9 @@ def _targets(edit: Edit, plan: Plan, name: str, view: Tensor) -> Targets:
     return Targets(row, token, group, fill * keep, fill * gain, table, source, by_unit)
 
 
-def _table(edit: Edit, site: SiteInfo, values: Tensor, view: Tensor, row: Tensor, token: Tensor, group: Tensor,
-           by_unit: bool) -> tuple[Tensor, Tensor]:
+def _table(
+    edit: Edit, site: SiteInfo, values: Tensor, view: Tensor, row: Tensor, token: Tensor, group: Tensor, by_unit: bool
+) -> tuple[Tensor, Tensor]:
     """Values as table rows, and which of them each target takes."""
     n_rows, n_tokens, n_groups, width = view.shape
     positional = edit.kind in ("mean", "mean_positional")
@@ -200,8 +206,10 @@ def _table(edit: Edit, site: SiteInfo, values: Tensor, view: Tensor, row: Tensor
             full = _to_view(site, values) if values.ndim == len(site.axes) else values
             full = full.broadcast_to(view.shape)
         except RuntimeError as error:
-            raise ShapeMismatch(f"{edit!r}: a vector of shape {list(values.shape)} does not broadcast to {site.name} "
-                                f"{list(view.shape)} (row token head d).") from error
+            raise ShapeMismatch(
+                f"{edit!r}: a vector of shape {list(values.shape)} does not broadcast to {site.name} "
+                f"{list(view.shape)} (row token head d)."
+            ) from error
         values, origin = full, row
     elif positional:
         values = _to_view(site, values[None])
@@ -211,17 +219,23 @@ def _table(edit: Edit, site: SiteInfo, values: Tensor, view: Tensor, row: Tensor
         if edit.source_rows is None:
             origin = row
             if values.shape[0] != n_rows:
-                raise ShapeMismatch(f"{edit!r}: the source has {values.shape[0]} rows, the batch {n_rows}; "
-                                    "say which goes where with source_rows=.")
+                raise ShapeMismatch(
+                    f"{edit!r}: the source has {values.shape[0]} rows, the batch {n_rows}; "
+                    "say which goes where with source_rows=."
+                )
         else:
             wanted = edit.source_rows * n_rows if len(edit.source_rows) == 1 else edit.source_rows
             if len(wanted) != n_rows or not all(-values.shape[0] <= s < values.shape[0] for s in wanted):
-                raise ShapeMismatch(f"{edit!r}: source_rows needs one row of the source (0 to {values.shape[0] - 1}) "
-                                    f"for each of the {n_rows} rows, got {_few(wanted)}.")
+                raise ShapeMismatch(
+                    f"{edit!r}: source_rows needs one row of the source (0 to {values.shape[0] - 1}) "
+                    f"for each of the {n_rows} rows, got {_few(wanted)}."
+                )
             origin = (torch.tensor(wanted, device=row.device) % values.shape[0])[row]
     if values.shape[1:] != (n_tokens, n_groups, width):
-        raise ShapeMismatch(f"{edit!r}: values of shape {list(values.shape[1:])} do not fit {site.name} "
-                            f"{[n_tokens, n_groups, width]} (token head d).")
+        raise ShapeMismatch(
+            f"{edit!r}: values of shape {list(values.shape[1:])} do not fit {site.name} "
+            f"{[n_tokens, n_groups, width]} (token head d)."
+        )
     if not torch.isfinite(values.sum()) and not torch.isfinite(values).all():
         raise BadData(f"{edit!r}: the values hold NaN or Inf.")
     if by_unit:
@@ -267,8 +281,16 @@ def _merge(pending: list[Targets]) -> Targets:
         sources.append(position + start)
         start += len(used)
     table = torch.cat(tables) if tables else None
-    return Targets(joined("row"), joined("token"), joined("group"), joined("keep"), joined("gain"), table,
-                   torch.cat(sources) if tables else None, pending[0].by_unit)
+    return Targets(
+        joined("row"),
+        joined("token"),
+        joined("group"),
+        joined("keep"),
+        joined("gain"),
+        table,
+        torch.cat(sources) if tables else None,
+        pending[0].by_unit,
+    )
 
 
 def _apply_function(edit: Edit, plan: Plan, view: Tensor) -> Tensor:
@@ -300,6 +322,8 @@ def _apply_function(edit: Edit, plan: Plan, view: Tensor) -> Tensor:
         new = edit.fn(given)
         if not isinstance(new, Tensor) or new.shape != given.shape:
             seen = list(new.shape) if isinstance(new, Tensor) else type(new).__name__
-            raise ShapeMismatch(f"{edit!r}: the function must return a tensor of shape {list(given.shape)}, got {seen}.")
+            raise ShapeMismatch(
+                f"{edit!r}: the function must return a tensor of shape {list(given.shape)}, got {seen}."
+            )
         new = new.reshape(old.shape)
     return view.index_put(tuple(torch.broadcast_tensors(*grid)), new.to(view.dtype))

@@ -64,8 +64,10 @@ class Active:
             bad = torch.isnan(x) if allowed else ~torch.isfinite(x)
             if bad.any():
                 rows = bad.flatten(1).any(1).nonzero().flatten().tolist()
-                raise NotFinite(f"{name}: {int(bad.sum())} NaN or Inf values, first in row(s) {rows[:5]}. "
-                                "Look at the input and at earlier sites; pass check_finite=False to capture anyway.")
+                raise NotFinite(
+                    f"{name}: {int(bad.sum())} NaN or Inf values, first in row(s) {rows[:5]}. "
+                    "Look at the input and at earlier sites; pass check_finite=False to capture anyway."
+                )
         self.cache._put(name, x if self.keep_graph else x.detach())
 
     def finish(self) -> None:
@@ -73,16 +75,23 @@ class Active:
         silent = [name for name in self.plan.at if name not in self.fired]
         if silent:
             edit = self.plan.at[silent[0]][0]
-            raise EditNeverFired(f"{edit!r} never fired: the forward pass did not reach {', '.join(silent[:3])}. "
-                                 "A stop_at or start_at before or after it, or a model called without it?")
+            raise EditNeverFired(
+                f"{edit!r} never fired: the forward pass did not reach {', '.join(silent[:3])}. "
+                "A stop_at or start_at before or after it, or a model called without it?"
+            )
         missing = [name for name in self.capture if name not in self.cache]
         if missing:
-            raise EditNeverFired(f"nothing was captured at {', '.join(sorted(missing)[:3])}: the forward pass did not "
-                                 "reach it (stop_at, start_at?).")
+            raise EditNeverFired(
+                f"nothing was captured at {', '.join(sorted(missing)[:3])}: the forward pass did not "
+                "reach it (stop_at, start_at?)."
+            )
         for name, changed in self.changed.items():
             if not changed:
-                warnings.warn(f"{self.plan.at[name][0]!r} changed nothing at {name}: the values were already so.",
-                              EffectlessEdit, stacklevel=4)
+                warnings.warn(
+                    f"{self.plan.at[name][0]!r} changed nothing at {name}: the values were already so.",
+                    EffectlessEdit,
+                    stacklevel=4,
+                )
 
 
 ACTIVE: ContextVar[Active | None] = ContextVar("mechvis_active_run", default=None)
@@ -109,15 +118,19 @@ class Run:
             MechvisError: the model has no head, or the run stopped before it.
         """
         if self.output_site != "hook_logits":
-            raise MechvisError(f"this run ended at {self.output_site}; it has no logits. Use .output, or give the model "
-                               "a head (for CLIP: clip.classifier(class_names)).")
+            raise MechvisError(
+                f"this run ended at {self.output_site}; it has no logits. Use .output, or give the model "
+                "a head (for CLIP: clip.classifier(class_names))."
+            )
         return self.output
 
     @property
     def embedding(self) -> Tensor:
         """The image or text embedding `[row d_embed]` of a model without a head."""
         if self.output_site not in ("hook_embedding", "hook_pooled"):
-            raise MechvisError("capture 'hook_embedding' (or 'hook_pooled') to see the embedding of a model with a head.")
+            raise MechvisError(
+                "capture 'hook_embedding' (or 'hook_pooled') to see the embedding of a model with a head."
+            )
         return self.output
 
     def __repr__(self) -> str:

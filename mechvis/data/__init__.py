@@ -5,7 +5,13 @@ from mechvis.data.preprocess import Preprocess
 
 __all__ = ["ImageSet", "Preprocess", "export", "folder", "hugging_face", "refuse_overlap", "scene_pairs", "scenes"]
 
-_HOME = {"scenes": "scenes", "scene_pairs": "scenes", "folder": "folder", "hugging_face": "hugging_face", "export": "export"}
+_HOME = {
+    "scenes": "scenes",
+    "scene_pairs": "scenes",
+    "folder": "folder",
+    "hugging_face": "hugging_face",
+    "export": "export",
+}
 
 
 def __getattr__(name: str):

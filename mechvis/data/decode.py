@@ -24,10 +24,10 @@ from mechvis.errors import CorruptImage, MechvisError
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
-IMAGE_TYPES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"})
+IMAGE_TYPES = frozenset(".png .jpg .jpeg .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm".split())
 """Endings that are taken for images, whatever their case."""
 
-MASK_TYPES = frozenset({".png", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".pbm"})
+MASK_TYPES = frozenset(".png .bmp .gif .tif .tiff .pgm .pbm".split())
 """Endings that are taken for masks: formats without loss, because compression noise is not zero."""
 
 _ORIENTATION = 0x0112
@@ -113,10 +113,13 @@ def _opened(source: Path | bytes, name: str) -> Iterator["PILImage"]:
     except PermissionError as error:
         raise CorruptImage(f"{name} may not be read: permission denied.") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
-        reason = "not an image file" if isinstance(error, Image.UnidentifiedImageError) else str(error) or type(error).__name__
+        unidentified = isinstance(error, Image.UnidentifiedImageError)
+        reason = "not an image file" if unidentified else str(error) or type(error).__name__
         raise CorruptImage(f"{name} cannot be decoded: {reason}.") from error
 
 
 def _too_large(name: str, seen: str, cap: int | None) -> str:
-    return (f"{name} has {seen}, more than the cap of {cap} that guards against decompression bombs. If it is meant to "
-            "be so large, set PIL.Image.MAX_IMAGE_PIXELS.")
+    return (
+        f"{name} has {seen}, more than the cap of {cap} that guards against decompression bombs. If it is meant to "
+        "be so large, set PIL.Image.MAX_IMAGE_PIXELS."
+    )

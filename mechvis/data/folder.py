@@ -24,7 +24,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -108,10 +108,7 @@ def folder(
     else:
         names = [_inside(root, name, where=where) for name in column_of(table, id_column, where=where)]
         base = "images/" if all(name.startswith("images/") for name in names) else ""
-        _check_named(root, names, tree, where)
-    if tree.others or tree.links:
-        log.info("%s: %s.", path, tree)
-
+        _refuse_repeated_or_lost(root, names, tree, where)
     mask_files = None
     if mask_column is not None:
         complete(table[mask_column], names, what="mask", where=where)
@@ -124,11 +121,19 @@ def folder(
         _refuse_orphans(mask_root, by_key, tree.files, base, used=mask_files or ())
         if mask_files is None:
             mask_files = _masks_of(names, base, by_key, mask_root)
+    unused = set(tree.files).difference(
+        names, (file.relative_to(root).as_posix() for file in mask_files or () if file.is_relative_to(root))
+    )
+    if unused:
+        log.warning("%s: %d image files are not named by %s and are left out.", path, len(unused), where)
+    if tree.others or tree.links:
+        log.info("%s: %s.", path, tree)
 
     labels, class_names = _labels(root, table, label_column, names, base, where)
     groups = _text_column(table, group_column, "group", names, where)
     captions = _text_column(table, caption_column, "caption", names, where)
-    taken = {id_column, mask_column, label_column, group_column or "group", caption_column or "caption"}
+    taken = {id_column, mask_column, "mask_file_name", label_column}
+    taken |= {group_column or "group", caption_column or "caption"}
     columns = {name: column_array(values) for name, values in (table or {}).items() if name not in taken}
 
     good, skipped = _check_files(root, names, mask_files, on_corrupt)
@@ -192,10 +197,14 @@ def _natural(name: str) -> tuple:
 def _table_file(root: Path, metadata: str | Path | None) -> Path | None:
     if metadata is not None:
         return Path(metadata).expanduser()
-    found = [root / name for name in METADATA_FILES if (root / name).is_file()]
+    found = [root / name for name in METADATA_FILES if _own_file(root, name)]
     if len(found) > 1:
         raise BadData(f"{root} has {len(found)} tables ({listed(f.name for f in found)}): choose one with metadata=.")
     return found[0] if found else None
+
+
+def _own_file(root: Path, name: str) -> bool:
+    return (root / name).is_file() and (root / name).resolve().is_relative_to(root)
 
 
 def _inside(root: Path, name: object, *, where: str) -> str:
@@ -210,7 +219,7 @@ def _inside(root: Path, name: object, *, where: str) -> str:
     return PurePosixPath(name).as_posix()
 
 
-def _check_named(root: Path, names: list[str], tree: _Tree, where: str) -> None:
+def _refuse_repeated_or_lost(root: Path, names: list[str], tree: _Tree, where: str) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise BadData(f"{where} names {len(twice)} image(s) more than once: {listed(twice)}.")
@@ -218,9 +227,6 @@ def _check_named(root: Path, names: list[str], tree: _Tree, where: str) -> None:
     lost = [name for name in names if name not in there and not (root / name).is_file()]
     if lost:
         raise BadData(f"{where} names {len(lost)} image(s) that do not exist in {root}: {listed(lost)}.")
-    unnamed = len(there.difference(names))
-    if unnamed:
-        log.warning("%s: %d image files are not named by %s and are left out.", root, unnamed, where)
 
 
 def _image_base(root: Path, tree: _Tree) -> str:
@@ -278,8 +284,10 @@ def _masks_of(names: Sequence[str], base: str, by_key: dict[str, Path], mask_roo
     found = [next((by_key[key] for key in _keys(name, base) if key in by_key), None) for name in names]
     lost = [name for name, file in zip(names, found, strict=True) if file is None]
     if lost:
-        raise BadData(f"{len(lost)} of {len(names)} images have no mask in {mask_root}: {listed(lost)}. "
-                      f"Expected e.g. {_key(lost[0].removeprefix(base))}.png.")
+        raise BadData(
+            f"{len(lost)} of {len(names)} images have no mask in {mask_root}: {listed(lost)}. "
+            f"Expected e.g. {_key(lost[0].removeprefix(base))}.png."
+        )
     return [file for file in found if file is not None]
 
 
@@ -290,14 +298,16 @@ def _refuse_orphans(
     orphans = [file for key, file in by_key.items() if key not in keys and file not in used]
     if orphans:
         some = listed(file.relative_to(mask_root).as_posix() for file in orphans)
-        raise BadData(f"{len(orphans)} mask(s) in {mask_root} belong to no image: {some}. A mask has the path of its image.")
+        raise BadData(f"{len(orphans)} mask(s) in {mask_root} have no image: {some}. A mask has the path of its image.")
 
 
 def _labels(
     root: Path, table: dict[str, list] | None, column: str, names: list[str], base: str, where: str
 ) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    classes = root / CLASSES_FILE
-    known = tuple(classes.read_text(encoding="utf-8").splitlines()) if classes.is_file() else None
+    known = None
+    if _own_file(root, CLASSES_FILE):
+        lines = (root / CLASSES_FILE).read_text(encoding="utf-8-sig").splitlines()
+        known = tuple(line for line in lines if line.strip())
     if table is not None and (column in table or column != "label"):
         values = column_of(table, column, where=where)
         complete(values, names, what="label", where=where)
@@ -307,8 +317,10 @@ def _labels(
     if len(bare) == len(names):
         return None, ()
     if bare:
-        raise BadData(f"{len(bare)} of {len(names)} images lie beside the class folders: {listed(bare)}. Move them into "
-                      "a class folder, or give a metadata table.")
+        raise BadData(
+            f"{len(bare)} of {len(names)} images lie beside the class folders: {listed(bare)}. Move them "
+            "into a class folder, or give a metadata table."
+        )
     folders = [part[0] for part in parts]
     known = known if known is not None else tuple(sorted(set(folders)))
     return label_indices(folders, class_names=known, where=f"folder {root.name}")
@@ -319,7 +331,8 @@ def _text_column(
 ) -> list[str] | None:
     if table is None:
         if asked is not None:
-            raise BadData(f"{usual}_column={asked!r} needs a metadata table: none of {', '.join(METADATA_FILES)} in {where}.")
+            tables = ", ".join(METADATA_FILES)
+            raise BadData(f"{usual}_column={asked!r} needs a metadata table: none of {tables} in {where}.")
         return None
     if asked is None and usual not in table:
         return None
@@ -338,11 +351,11 @@ def _check_files(
         BadData: a mask has another size than its image.
     """
     thorough = on_corrupt == "skip"
-    seen = list(_probe_all([root / name for name in names], names, thorough))
+    seen = _probe_all([root / name for name in names], names, thorough)
     bad = {i: found for i, found in enumerate(seen) if isinstance(found, CorruptImage)}
     if masks is not None:
-        shapes = list(_probe_all(masks, [f"mask {file.name} of {name}" for file, name in zip(masks, names, strict=True)],
-                                 thorough))
+        titles = [f"mask {file.name} of {name}" for file, name in zip(masks, names, strict=True)]
+        shapes = _probe_all(masks, titles, thorough)
         bad |= {i: found for i, found in enumerate(shapes) if isinstance(found, CorruptImage) and i not in bad}
         wrong = []
         for i in (i for i in range(len(names)) if i not in bad and seen[i] != shapes[i]):
@@ -350,8 +363,10 @@ def _check_files(
             image, mask = _read(root, names, i).shape[:2], _read_mask(masks, i).shape
             wrong += [f"{names[i]} is {_size(image)}, its mask {_size(mask)}"] if image != mask else []
         if wrong:
-            raise BadData(f"{len(wrong)} mask(s) differ in size from their image (width x height): {listed(wrong)}. "
-                          "Masks are compared with the image after its EXIF orientation.")
+            raise BadData(
+                f"{len(wrong)} mask(s) differ in size from their image (width x height): {listed(wrong)}. "
+                "Masks are compared with the image after its EXIF orientation."
+            )
     if not bad:
         return np.arange(len(names)), ()
     reasons = "\n  ".join(str(error) for error in list(bad.values())[:5])
@@ -366,9 +381,7 @@ def _check_files(
     return good, tuple(names[i] for i in bad)
 
 
-def _probe_all(
-    files: Sequence[Path], names: Sequence[str], thorough: bool
-) -> Iterator[tuple[int, int] | CorruptImage]:
+def _probe_all(files: Sequence[Path], names: Sequence[str], thorough: bool) -> list[tuple[int, int] | CorruptImage]:
     import warnings
 
     from PIL import Image
@@ -381,6 +394,7 @@ def _probe_all(
             return error
 
     block = 1024
+    seen: list[tuple[int, int] | CorruptImage] = []
     with (
         warnings.catch_warnings(),
         ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool,
@@ -390,7 +404,8 @@ def _probe_all(
         for start in range(0, len(files), block):
             found = list(pool.map(look, range(start, min(start + block, len(files)))))
             bar.update(len(found))
-            yield from found
+            seen += found
+    return seen
 
 
 def _read(root: Path, names: Sequence[str], row: int) -> np.ndarray:

@@ -45,17 +45,30 @@ class ImageSet:
     """Used by :attr:`pixels` when no model is at hand; studies use the model's own."""
     recipe: str = ""
     """If the images are generated: text that fixes them bit by bit. It stands in for their content in the hash."""
+    skipped: tuple[str, ...] = ()
+    """Images of the source that were left out because they cannot be decoded (only on request)."""
 
     def __post_init__(self):
         n = len(self.ids)
         if n == 0:
             raise BadData(f"the image set {self.name!r} is empty.")
-        for what, column in {"rows": self.rows, "labels": self.labels, "groups": self.groups,
-                             "captions": self.captions, **self.columns}.items():
+        for what, column in {
+            "rows": self.rows,
+            "labels": self.labels,
+            "groups": self.groups,
+            "captions": self.captions,
+            **self.columns,
+        }.items():
             if column is not None and len(column) != n:
                 raise BadData(f"{self.name!r}: {n} images but {len(column)} entries in {what!r}.")
         if len(set(self.ids)) != n:
             raise BadData(f"{self.name!r}: image ids repeat, {n} images but {len(set(self.ids))} different ids.")
+        if self.labels is not None and self.class_names:
+            low, high = int(np.min(self.labels)), int(np.max(self.labels))
+            if low < 0 or high >= len(self.class_names):
+                raise BadData(
+                    f"{self.name!r}: labels from {low} to {high}, but class names for 0 to {len(self.class_names) - 1}."
+                )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -70,9 +83,14 @@ class ImageSet:
                 if len(chosen) != len(self):
                     raise BadData(f"a bool selection needs {len(self)} entries, got {len(chosen)}.")
                 chosen = chosen.nonzero()[0]
+            if chosen.size and not np.issubdtype(chosen.dtype, np.integer):
+                raise BadData(f"images are chosen by slice, whole numbers or a bool mask, got {chosen.dtype} values.")
             chosen = np.atleast_1d(chosen).astype(np.int64)
-            if len(chosen) and (chosen.min() < -len(self) or chosen.max() >= len(self)):
-                raise OutOfRange(f"image index {int(np.abs(chosen).max())} in a set of {len(self)}.")
+            outside = chosen[(chosen < -len(self)) | (chosen >= len(self))]
+            if len(outside):
+                raise OutOfRange(
+                    f"image index {int(outside[0])} in a set of {len(self)}: valid are {-len(self)} to {len(self) - 1}."
+                )
         if len(chosen) == 0:
             raise BadData(f"the selection from {self.name!r} holds no image.")
         return replace(
@@ -101,8 +119,10 @@ class ImageSet:
             BadData: the set has none; use `images.pixels_for(model.preprocess)`.
         """
         if self.preprocess is None:
-            raise BadData(f"{self.name!r} has no preprocessing of its own. Use images.pixels_for(model.preprocess), "
-                          "or build the set with preprocess=model.preprocess.")
+            raise BadData(
+                f"{self.name!r} has no preprocessing of its own. Use images.pixels_for(model.preprocess), "
+                "or build the set with preprocess=model.preprocess."
+            )
         return self.pixels_for(self.preprocess)
 
     def masks_for(self, preprocess: Preprocess) -> Mask:
@@ -127,16 +147,17 @@ class ImageSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of what the images are: ids, labels, groups, masks present, and content (or the recipe)."""
+        """Hash of what the images are: ids, labels, groups, captions, and content of images and masks (or recipe)."""
         digest = hashlib.sha256()
-        digest.update(repr((self.ids, self.class_names, self.recipe, self.read_mask is not None)).encode())
-        for column in (self.labels, self.groups):
-            digest.update(b"none" if column is None else np.asarray(column).astype(str).tobytes())
-        if not self.recipe:
-            for row in self.rows:
-                image = self.read(int(row))
-                digest.update(str(image.shape).encode())
-                digest.update(np.ascontiguousarray(image).tobytes())
+        known = [None if column is None else np.asarray(column).tolist() for column in (self.labels, self.groups)]
+        digest.update(repr((self.ids, self.class_names, self.recipe, self.read_mask is not None, known)).encode())
+        digest.update(repr(self.captions).encode())
+        for row in () if self.recipe else self.rows:
+            for read in (self.read, self.read_mask):
+                if read is not None:
+                    content = read(int(row))
+                    digest.update(str(content.shape).encode())
+                    digest.update(np.ascontiguousarray(content).tobytes())
         return digest.hexdigest()[:16]
 
     def split(self, *fractions: float, seed: int) -> tuple["ImageSet", ...]:
@@ -145,6 +166,9 @@ class ImageSet:
         Args:
             fractions: share of each part; they sum to at most 1.
             seed: fixes who goes where.
+
+        Raises:
+            BadData: the fractions are impossible, or a part would be empty.
         """
         if any(f <= 0 for f in fractions) or sum(fractions) > 1 + 1e-9:
             raise BadData(f"split fractions must be positive and sum to at most 1, got {fractions}.")
@@ -157,6 +181,12 @@ class ImageSet:
             bounds = np.round(np.cumsum((0.0, *fractions)) * len(members)).astype(int)
             for part, start, stop in zip(parts, bounds[:-1], bounds[1:], strict=True):
                 part.extend(members[start:stop])
+        for fraction, part in zip(fractions, parts, strict=True):
+            if not part:
+                raise BadData(
+                    f"a part of {fraction:g} of the {len(self)} images of {self.name!r} would be empty "
+                    f"(split within {len(np.unique(strata))} labels or groups). Use more images."
+                )
         return tuple(self[np.sort(np.array(part, dtype=np.int64))] for part in parts)
 
     def __repr__(self) -> str:
@@ -164,17 +194,31 @@ class ImageSet:
         known += ["masks"] if self.read_mask is not None else []
         known += [f"{len(np.unique(self.groups))} groups"] if self.groups is not None else []
         known += ["captions"] if self.captions is not None else []
+        known += [f"{len(self.skipped)} skipped"] if self.skipped else []
         return f"ImageSet({self.name!r}, {len(self)} images, {', '.join(known)})"
 
 
 def refuse_overlap(first: ImageSet, second: ImageSet, *, what: str) -> None:
     """Raise if two sets that must be disjoint share an image.
 
+    Two images are the same if their ids are equal and so is their content, so that two folders that both number
+    their files do not collide. Generated images are fixed by their ids and are not drawn for the comparison.
+
     Raises:
         SplitOverlap: names how many and which; `what` says why they must be disjoint.
     """
-    shared = set(first.ids) & set(second.ids)
-    if shared and first.recipe.split("#")[0] == second.recipe.split("#")[0]:
-        some = ", ".join(sorted(shared)[:3])
-        raise SplitOverlap(f"{what} must not share images: {len(shared)} in both ({some} ...). "
-                           "Use images.split(...), or allow_overlap=True if you know why.")
+    rows = dict(zip(second.ids, second.rows, strict=True))
+    generated = bool(first.recipe and second.recipe)
+
+    def same(row: int, other: int) -> bool:
+        known = generated or (first.read is second.read and row == other)
+        return known or np.array_equal(first.read(row), second.read(other))
+
+    pairs = ((name, int(row), rows.get(name)) for name, row in zip(first.ids, first.rows, strict=True))
+    shared = [name for name, row, other in pairs if other is not None and same(row, int(other))]
+    if shared:
+        some = ", ".join(shared[:3]) + (" ..." if len(shared) > 3 else "")
+        raise SplitOverlap(
+            f"{what} must not share images: {len(shared)} in both ({some}). "
+            "Use images.split(...), or allow_overlap=True if you know why."
+        )

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mechvis.axes import Mask, Pixels
-from mechvis.errors import BadImages
+from mechvis.errors import BadImages, MixedDevices
 
 NEAREST = 0  # PIL's code, which image processors accept
 
@@ -59,12 +59,20 @@ class Preprocess:
         height = size.get("height", size.get("shortest_edge"))
         width = size.get("width", size.get("shortest_edge"))
         if height is None or width is None:
-            raise BadImages(f"the image processor {type(processor).__name__} does not state its output size; seen {size}.")
+            kind = type(processor).__name__
+            raise BadImages(f"the image processor {kind} does not state its output size; seen {size}.")
         normalise = settings.get("do_normalize", True)
         mean = tuple(settings["image_mean"]) if normalise else (0.0, 0.0, 0.0)
         std = tuple(settings["image_std"]) if normalise else (1.0, 1.0, 1.0)
-        return cls(processor=processor, height=int(height), width=int(width), mean=mean, std=std, source=source,
-                   settings=settings)
+        return cls(
+            processor=processor,
+            height=int(height),
+            width=int(width),
+            mean=mean,
+            std=std,
+            source=source,
+            settings=settings,
+        )
 
     def __call__(self, images: Sequence[np.ndarray]) -> Pixels:
         """Pixels for a list of uint8 images `[height width channel]` (sizes may differ).
@@ -76,13 +84,24 @@ class Preprocess:
             raise BadImages("no images given: the list is empty.")
         for index, image in enumerate(images):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                raise BadImages(f"image {index}: expected uint8 [height width 3], got {image.dtype} {image.shape}. "
-                                "Convert it to RGB first.")
+                raise BadImages(
+                    f"image {index}: expected uint8 [height width 3], got {image.dtype} {image.shape}. "
+                    "Convert it to RGB first."
+                )
         done = self.processor(images=list(images), return_tensors="pt", input_data_format="channels_last")
         return done["pixel_values"]
 
     def masks(self, masks: Sequence[np.ndarray]) -> Mask:
-        """Bool masks `[height width]` through the same resize and crop as their images."""
+        """Bool masks `[height width]` through the same resize and crop as their images.
+
+        Raises:
+            BadImages: the list is empty or a mask is not bool with two axes.
+        """
+        if len(masks) == 0:
+            raise BadImages("no masks given: the list is empty.")
+        for index, mask in enumerate(masks):
+            if mask.dtype != bool or mask.ndim != 2:
+                raise BadImages(f"mask {index}: expected bool [height width], got {mask.dtype} {mask.shape}.")
         as_images = [np.repeat(mask.astype(np.uint8)[..., None] * 255, 3, axis=2) for mask in masks]
         settings = {"do_rescale": False, "do_normalize": False, "resample": NEAREST}
         done = self.processor(images=as_images, return_tensors="pt", input_data_format="channels_last", **settings)
@@ -140,16 +159,16 @@ def check_pixels(
     if shape[0] == 0:
         raise BadImages(f"the batch is empty: shape {shape}.")
     if shape[1] != channels:
-        hint = " The channel axis seems to be last: rearrange to [image channel height width]." if shape[3] == channels else ""
+        hint = " The channel axis seems to be last: rearrange to [image channel height width]."
+        hint = hint if shape[3] == channels else ""
         raise BadImages(f"expected {channels} channels, got shape {shape}.{hint}")
     if sizes is not None and shape[2:] != tuple(sizes):
         raise BadImages(f"expected images of {sizes[0]} x {sizes[1]} pixels, got {shape[2]} x {shape[3]}. {fix}")
     if not pixels.is_floating_point():
         raise BadImages(f"expected normalised floats, got {pixels.dtype}: raw images of 0-255? {fix}")
     if device is not None and pixels.device != device:
-        from mechvis.errors import MixedDevices
-
-        raise MixedDevices(f"the model is on {device}, the pixels on {pixels.device}. Move them: pixels.to({str(device)!r}).")
+        fix = f"Move them: pixels.to({str(device)!r})."
+        raise MixedDevices(f"the model is on {device}, the pixels on {pixels.device}. {fix}")
     low, high = (float(v) for v in torch.aminmax(pixels.detach()))
     if not np.isfinite(low) or not np.isfinite(high):
         bad = (~torch.isfinite(pixels)).flatten(1).any(1).nonzero().flatten().tolist()
@@ -160,5 +179,7 @@ def check_pixels(
         span = most - least
         # Optimised or noisy inputs may leave the range of real images a little; 0-255 images leave it by far.
         if high > most + 5 * span or low < least - 5 * span:
-            raise BadImages(f"pixel values lie in [{low:.3g}, {high:.3g}], normalised images of this model in "
-                            f"[{least:.3g}, {most:.3g}]: these look like 0-255 images. {fix}")
+            raise BadImages(
+                f"pixel values lie in [{low:.3g}, {high:.3g}], normalised images of this model in "
+                f"[{least:.3g}, {most:.3g}]: these look like 0-255 images. {fix}"
+            )

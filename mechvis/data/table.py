@@ -68,8 +68,10 @@ def complete(values: Sequence, names: Sequence[str], *, what: str, where: str) -
     """
     missing = [name for name, value in zip(names, values, strict=True) if value is None]
     if missing:
-        raise BadData(f"{where}: {len(missing)} of {len(names)} images have no {what}: {listed(missing)}. "
-                      f"Fill the column, or leave these images out of the table.")
+        raise BadData(
+            f"{where}: {len(missing)} of {len(names)} images have no {what}: {listed(missing)}. "
+            f"Fill the column, or leave these images out of the table."
+        )
 
 
 def label_indices(
@@ -118,11 +120,14 @@ def label_indices(
         return np.array([index[value] for value in values], dtype=np.int64), names
 
     indices = np.array(values, dtype=np.int64)
-    names = tuple(class_names) if class_names is not None else tuple(str(i) for i in range(min(indices.max(), 99_999) + 1))
+    most = 100_000  # a larger number is a key, not the index of a class
+    names = tuple(class_names or (str(index) for index in range(min(indices.max() + 1, most))))
     if indices.min() < 0 or indices.max() >= len(names):
         wrong = int(indices.min()) if indices.min() < 0 else int(indices.max())
-        raise BadData(f"{where}: label {wrong} is not the index of a class, valid are 0 to {len(names) - 1}. "
-                      "Images without a label have to be left out.")
+        raise BadData(
+            f"{where}: label {wrong} is not the index of a class, valid are 0 to {len(names) - 1}. "
+            "Images without a label have to be left out."
+        )
     return indices, names
 
 

@@ -43,8 +43,14 @@ class Parity:
         return f"parity with the bare model ({self.dtype}): {plain}; with all sites captured {self.hooked:.1e}"
 
 
-def load(model: str | Path | nn.Module, *, preprocess: Any = None, device: str | torch.device | None = None,
-         dtype: torch.dtype | None = None, tokenizer: Any = None) -> Any:
+def load(
+    model: str | Path | nn.Module,
+    *,
+    preprocess: Any = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    tokenizer: Any = None,
+) -> Any:
     """A wrapped model, ready for runs and sweeps.
 
     Args:
@@ -81,12 +87,21 @@ def load(model: str | Path | nn.Module, *, preprocess: Any = None, device: str |
     else:
         given = "given"
         if device is not None or dtype is not None:
-            raise BadData("device= and dtype= are for models read from disk; move your module yourself (it is left as found).")
+            raise BadData(
+                "device= and dtype= are for models read from disk; move your module yourself (it is left as found)."
+            )
     return wrap(model, preprocess=preprocess, title=title, source=given, tokenizer=tokenizer)
 
 
-def wrap(bare: nn.Module, *, preprocess: Any = None, title: str = "", source: str = "given", tokenizer: Any = None,
-         family: Callable[[nn.Module], TowerParts] | None = None) -> Any:
+def wrap(
+    bare: nn.Module,
+    *,
+    preprocess: Any = None,
+    title: str = "",
+    source: str = "given",
+    tokenizer: Any = None,
+    family: Callable[[nn.Module], TowerParts] | None = None,
+) -> Any:
     """Wrap a module that is in memory; `family` overrides the search for a map."""
     from mechvis.hooked import HookedViT
 
@@ -94,9 +109,14 @@ def wrap(bare: nn.Module, *, preprocess: Any = None, title: str = "", source: st
     if family is None and hugging_face.is_clip(inner):
         from mechvis.clip import HookedCLIP
 
-        clip = HookedCLIP(bare, vision=hugging_face.clip_vision(inner), text=hugging_face.clip_text(inner),
-                          preprocess=_preprocess(preprocess, hugging_face.clip_vision(inner), inner, source),
-                          tokenizer=tokenizer, name=title)
+        clip = HookedCLIP(
+            bare,
+            vision=hugging_face.clip_vision(inner),
+            text=hugging_face.clip_text(inner),
+            preprocess=_preprocess(preprocess, hugging_face.clip_vision(inner), inner, source),
+            tokenizer=tokenizer,
+            name=title,
+        )
         for tower in (clip.vision, clip.text):
             check_parity(tower)
         return clip
@@ -135,7 +155,8 @@ def _family(module: nn.Module) -> Callable[[nn.Module], TowerParts]:
         f"no family knows {type(module).__module__}.{type(module).__name__}; it could not be placed. Its children are: "
         f"{children or 'none'}. Known: Hugging Face ViT, DeiT, CLIP. To add it, write a function module -> TowerParts "
         "(see mechvis/models/transformers.py for a 40-line example) and pass it: "
-        "mechvis.models.load.wrap(module, family=my_parts).")
+        "mechvis.models.load.wrap(module, family=my_parts)."
+    )
 
 
 def _preprocess(given: Any, parts: TowerParts, module: nn.Module, source: str) -> Preprocess | None:
@@ -143,13 +164,18 @@ def _preprocess(given: Any, parts: TowerParts, module: nn.Module, source: str) -
         return given
     if given is None:
         given, source = _default_processor(parts), f"default of {parts.family}"
-        warnings.warn(f"no image preprocessing came with this {type(module).__name__}; using the default of "
-                      f"{parts.family} (mean {tuple(given.image_mean)}). Pass preprocess= to be sure.",
-                      DefaultPreprocessing, stacklevel=4)
+        warnings.warn(
+            f"no image preprocessing came with this {type(module).__name__}; using the default of "
+            f"{parts.family} (mean {tuple(given.image_mean)}). Pass preprocess= to be sure.",
+            DefaultPreprocessing,
+            stacklevel=4,
+        )
     found = Preprocess.of_processor(given, source=source)
     if parts.image_size is not None and (found.height, found.width) != tuple(parts.image_size):
-        raise BadData(f"the image processor makes {found.height} x {found.width} pixels, the model takes "
-                      f"{parts.image_size[0]} x {parts.image_size[1]}. Pass a matching preprocess=.")
+        raise BadData(
+            f"the image processor makes {found.height} x {found.width} pixels, the model takes "
+            f"{parts.image_size[0]} x {parts.image_size[1]}. Pass a matching preprocess=."
+        )
     return found
 
 
@@ -158,7 +184,9 @@ def _default_processor(parts: TowerParts) -> Any:
 
     height, width = parts.image_size or (224, 224)
     if "CLIP" in parts.family:
-        return transformers.CLIPImageProcessorPil(size={"shortest_edge": height}, crop_size={"height": height, "width": width})
+        return transformers.CLIPImageProcessorPil(
+            size={"shortest_edge": height}, crop_size={"height": height, "width": width}
+        )
     if "DeiT" in parts.family:
         return transformers.DeiTImageProcessorPil(size={"height": height, "width": width}, do_center_crop=False)
     return transformers.ViTImageProcessorPil(size={"height": height, "width": width})
@@ -182,8 +210,10 @@ def check_parity(model: Any, *, seed: int = 0) -> Parity:
     parity = Parity(plain, hooked, str(model.dtype).removeprefix("torch."))
     allowed = TOLERANCE.get(model.dtype, 1e-5)
     if not (plain <= allowed and hooked <= max(allowed, 1e-5)):
-        raise ParityError(f"the wrapped {type(bare).__name__} does not reproduce the bare one: {parity}; allowed {allowed:.0e}. "
-                          "The family's map is wrong for this model (a changed forward, another activation or norm?).")
+        raise ParityError(
+            f"the wrapped {type(bare).__name__} does not reproduce the bare one: {parity}; allowed {allowed:.0e}. "
+            "The family's map is wrong for this model (a changed forward, another activation or norm?)."
+        )
     model.__dict__["parity"] = parity
     return parity
 

@@ -95,13 +95,28 @@ def _vit_like(base: nn.Module) -> tuple[tuple[BlockParts, ...], dict[str, str]]:
     blocks = []
     for layer in base.layers:
         module = layer.attention
-        attn = _attention(module, n_heads=module.num_attention_heads, d_head=module.head_dim, out="o_proj",
-                          scale=module.scaling, causal=False)
+        attn = _attention(
+            module,
+            n_heads=module.num_attention_heads,
+            d_head=module.head_dim,
+            out="o_proj",
+            scale=module.scaling,
+            causal=False,
+        )
         blocks.append(_block(layer, attn=attn, ln1="layernorm_before", ln2="layernorm_after"))
-    native = {"": "hook_resid_post", "attention": "hook_attn_out", "attention.o_proj": "hook_attn_out",
-              "attention.q_proj": "attn.hook_q", "attention.k_proj": "attn.hook_k", "attention.v_proj": "attn.hook_v",
-              "layernorm_before": "ln1.hook_normalized", "layernorm_after": "ln2.hook_normalized",
-              "mlp": "hook_mlp_out", "mlp.fc1": "mlp.hook_pre", "mlp.fc2": "hook_mlp_out"}
+    native = {
+        "": "hook_resid_post",
+        "attention": "hook_attn_out",
+        "attention.o_proj": "hook_attn_out",
+        "attention.q_proj": "attn.hook_q",
+        "attention.k_proj": "attn.hook_k",
+        "attention.v_proj": "attn.hook_v",
+        "layernorm_before": "ln1.hook_normalized",
+        "layernorm_after": "ln2.hook_normalized",
+        "mlp": "hook_mlp_out",
+        "mlp.fc1": "mlp.hook_pre",
+        "mlp.fc2": "hook_mlp_out",
+    }
     return tuple(blocks), native
 
 
@@ -172,23 +187,37 @@ def vit(model: nn.Module) -> TowerParts:
         class_names=_labels(config) if head is not None else (),
         reference=reference,
         example=_image_example(config.num_channels, size, model),
-        aliases={**_block_aliases(f"{path}layers", len(blocks), native), f"{path}embeddings": "hook_embed",
-                 f"{path}layernorm": "ln_final.hook_normalized", "classifier": "hook_logits"},
+        aliases={
+            **_block_aliases(f"{path}layers", len(blocks), native),
+            f"{path}embeddings": "hook_embed",
+            f"{path}layernorm": "ln_final.hook_normalized",
+            "classifier": "hook_logits",
+        },
     )
 
 
-_CLIP_NATIVE = {"": "hook_resid_post", "self_attn": "hook_attn_out", "self_attn.out_proj": "hook_attn_out",
-                "self_attn.q_proj": "attn.hook_q", "self_attn.k_proj": "attn.hook_k", "self_attn.v_proj": "attn.hook_v",
-                "layer_norm1": "ln1.hook_normalized", "layer_norm2": "ln2.hook_normalized",
-                "mlp": "hook_mlp_out", "mlp.fc1": "mlp.hook_pre", "mlp.fc2": "hook_mlp_out"}
+_CLIP_NATIVE = {
+    "": "hook_resid_post",
+    "self_attn": "hook_attn_out",
+    "self_attn.out_proj": "hook_attn_out",
+    "self_attn.q_proj": "attn.hook_q",
+    "self_attn.k_proj": "attn.hook_k",
+    "self_attn.v_proj": "attn.hook_v",
+    "layer_norm1": "ln1.hook_normalized",
+    "layer_norm2": "ln2.hook_normalized",
+    "mlp": "hook_mlp_out",
+    "mlp.fc1": "mlp.hook_pre",
+    "mlp.fc2": "hook_mlp_out",
+}
 
 
 def _clip_blocks(encoder: nn.Module, *, causal: bool) -> tuple[BlockParts, ...]:
     blocks = []
     for layer in encoder.layers:
         module = layer.self_attn
-        attn = _attention(module, n_heads=module.num_heads, d_head=module.head_dim, out="out_proj",
-                          scale=module.scale, causal=causal)
+        attn = _attention(
+            module, n_heads=module.num_heads, d_head=module.head_dim, out="out_proj", scale=module.scale, causal=causal
+        )
         blocks.append(_block(layer, attn=attn, ln1="layer_norm1", ln2="layer_norm2"))
     return tuple(blocks)
 
@@ -225,9 +254,12 @@ def clip_vision(model: nn.Module) -> TowerParts:
         n_tokens=embeddings.num_positions,
         reference=reference,
         example=_image_example(config.num_channels, size, model),
-        aliases={**_block_aliases(f"{path}encoder.layers", len(base.encoder.layers), _CLIP_NATIVE),
-                 f"{path}pre_layrnorm": "hook_embed", f"{path}post_layernorm": "ln_final.hook_normalized",
-                 "visual_projection": "hook_embedding"},
+        aliases={
+            **_block_aliases(f"{path}encoder.layers", len(base.encoder.layers), _CLIP_NATIVE),
+            f"{path}pre_layrnorm": "hook_embed",
+            f"{path}post_layernorm": "ln_final.hook_normalized",
+            "visual_projection": "hook_embedding",
+        },
     )
 
 
@@ -276,9 +308,12 @@ def clip_text(model: nn.Module) -> TowerParts:
         n_tokens=config.max_position_embeddings,
         reference=reference,
         example=example,
-        aliases={**_block_aliases(f"{path}encoder.layers", len(base.encoder.layers), _CLIP_NATIVE),
-                 f"{path}embeddings": "hook_embed", f"{path}final_layer_norm": "ln_final.hook_normalized",
-                 "text_projection": "hook_embedding"},
+        aliases={
+            **_block_aliases(f"{path}encoder.layers", len(base.encoder.layers), _CLIP_NATIVE),
+            f"{path}embeddings": "hook_embed",
+            f"{path}final_layer_norm": "ln_final.hook_normalized",
+            "text_projection": "hook_embedding",
+        },
     )
 
 
@@ -288,9 +323,16 @@ def family_of(model: nn.Module) -> Callable[[nn.Module], TowerParts] | None:
     from transformers.models.deit import modeling_deit
     from transformers.models.vit import modeling_vit
 
-    if isinstance(model, (modeling_vit.ViTForImageClassification, modeling_vit.ViTModel,
-                          modeling_deit.DeiTForImageClassification, modeling_deit.DeiTModel,
-                          modeling_deit.DeiTForImageClassificationWithTeacher)):
+    if isinstance(
+        model,
+        (
+            modeling_vit.ViTForImageClassification,
+            modeling_vit.ViTModel,
+            modeling_deit.DeiTForImageClassification,
+            modeling_deit.DeiTModel,
+            modeling_deit.DeiTForImageClassificationWithTeacher,
+        ),
+    ):
         return vit
     if isinstance(model, (modeling_clip.CLIPVisionModel, modeling_clip.CLIPVisionModelWithProjection)):
         return clip_vision
@@ -317,8 +359,10 @@ def read_folder(path: Any) -> tuple[nn.Module, Any, Any]:
     architecture = (config.architectures or [None])[0]
     cls = getattr(transformers, architecture or "", None)
     if cls is None:
-        raise UnsupportedModel(f"{path}: config.json names the architecture {architecture!r}, which transformers "
-                               f"{transformers.__version__} does not have.")
+        raise UnsupportedModel(
+            f"{path}: config.json names the architecture {architecture!r}, which transformers "
+            f"{transformers.__version__} does not have."
+        )
     model = cls.from_pretrained(path, use_safetensors=True, trust_remote_code=False).eval()
     return model, image_processor(path), partial(tokenizer, path)
 
