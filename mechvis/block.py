@@ -23,9 +23,12 @@ def scores_of(attn: AttentionParts, q: PerHead, k: PerHead) -> Pattern:
     return scores
 
 
-def pattern_of(scores: Pattern) -> Pattern:
-    """Softmax over keys, in float32 for low-precision models (float64 stays float64)."""
-    return F.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
+def pattern_of(attn: AttentionParts, scores: Pattern) -> Pattern:
+    """Softmax over keys: in float32 for low-precision models, float64 stays float64, unless the user's model computes
+    attention explicitly and has its own way (Hugging Face rounds float64 to float32 there)."""
+    work = None if attn.fused() else attn.eager_softmax
+    work = torch.promote_types(scores.dtype, torch.float32) if work is None else work
+    return F.softmax(scores, dim=-1, dtype=work).to(scores.dtype)
 
 
 def mix_explicit(pattern: Pattern, v: PerHead) -> PerHead:
@@ -36,7 +39,7 @@ def mix_explicit(pattern: Pattern, v: PerHead) -> PerHead:
 def mix(attn: AttentionParts, q: PerHead, k: PerHead, v: PerHead) -> PerHead:
     """Attention-weighted values by the way the user's model does it now: fused, or explicit."""
     if not attn.fused():
-        return mix_explicit(pattern_of(scores_of(attn, q, k)), v)
+        return mix_explicit(pattern_of(attn, scores_of(attn, q, k)), v)
     q, k, v = (rearrange(t, "r t h d -> r h t d") for t in (q, k, v))
     z = F.scaled_dot_product_attention(q, k, v, scale=attn.scale, is_causal=attn.causal and q.shape[2] > 1)
     return rearrange(z, "r h t d -> r t h d").contiguous()

@@ -243,7 +243,7 @@ class HookedViT(HookedRootModule):
         if any(self._wanted(at + name, point, active) for name, point in asked):
             # Fused attention has no scores; compute them for this layer only.
             scores = self._at(at + "hook_attn_scores", points.hook_attn_scores, plain.scores_of(attn, q, k), active)
-            pattern = self._at(at + "hook_pattern", points.hook_pattern, plain.pattern_of(scores), active)
+            pattern = self._at(at + "hook_pattern", points.hook_pattern, plain.pattern_of(attn, scores), active)
             z = plain.mix_explicit(pattern, v)
         else:
             z = plain.mix(attn, q, k, v)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, dtype, nn
 
 from mechvis.axes import PerHead, Residual
 
@@ -47,6 +47,9 @@ class AttentionParts:
     """Does the user's model use fused attention right now? Read live, never assumed."""
     causal: bool = False
     """True in text towers."""
+    eager_softmax: dtype | None = None
+    """Type the family's own explicit softmax works in, whatever the model's (Hugging Face: float32); None: no such
+    habit."""
 
 
 @dataclass(frozen=True, kw_only=True)

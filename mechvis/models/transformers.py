@@ -64,6 +64,7 @@ def _attention(module: nn.Module, *, n_heads: int, d_head: int, out: str, scale:
         scale=scale,
         fused=lambda: module.config._attn_implementation != "eager",
         causal=causal,
+        eager_softmax=torch.float32,
     )
 
 
