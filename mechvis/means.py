@@ -14,11 +14,11 @@ from torch import Tensor
 from mechvis.errors import BadData, UnknownSite
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Means(Mapping[str, Tensor]):
     """Positional means `[token ...]` per site over `n` reference images."""
 
-    values: dict[str, Tensor]
+    per_site: dict[str, Tensor]
     """Mean over images, per token position."""
     n: int
     """How many images."""
@@ -28,15 +28,15 @@ class Means(Mapping[str, Tensor]):
     """Which images, to refuse them in evaluation."""
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self.values:
-            raise UnknownSite(f"no means for {name!r}; computed for: {', '.join(list(self.values)[:4])} ...")
-        return self.values[name]
+        if name not in self.per_site:
+            raise UnknownSite(f"no means for {name!r}; computed for: {', '.join(list(self.per_site)[:4])} ...")
+        return self.per_site[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.values)
+        return iter(self.per_site)
 
     def __len__(self) -> int:
-        return len(self.values)
+        return len(self.per_site)
 
     def __repr__(self) -> str:
         return f"Means({len(self)} sites over {self.n} images, data {self.data})"

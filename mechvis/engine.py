@@ -1,0 +1,263 @@
+"""The engine under every sweep: many units x many images -> numbers per unit and image.
+
+1. Cut the job into pieces that fit the memory budget (images outermost, then units).
+2. For each piece not yet in the ledger: read its images, find what replaces the units' activations, run the wave front
+   (or, as its plain twin, one full forward per unit), and let `measure` turn outputs into numbers.
+3. Keep the numbers; the outputs are dropped, so a sweep over a million images needs memory for its table only.
+
+A study may look at several *views* of each image at once (original, object removed, context removed): they ride in the
+same batch, and `measure` sees them side by side.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechvis.edits import Edit
+from mechvis.errors import BadData, NotFinite, OutOfMemory, unknown
+from mechvis.parallel.ledger import Ledger, Piece, cut
+from mechvis.plan import apply, plan
+from mechvis.progress import track
+from mechvis.units import Unit
+from mechvis.wave import Replacement, bytes_per_row, wave
+
+logger = logging.getLogger(__name__)
+
+Views = Float[Tensor, "view image channel height width"]
+Measure = Callable[[Float[Tensor, "view image out"], Float[Tensor, "unit view image out"], range], dict[str, Tensor]]
+"""Clean outputs, outputs per unit, positions of the images -> numbers `[unit image]` by name; a name that starts with
+`clean/` holds `[image]`."""
+
+ENGINES = ("wave", "plain")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a sweep computes, apart from where and how fast."""
+
+    model: Any
+    """A wrapped model."""
+    n_images: int
+    """Images of the job."""
+    views: Callable[[range], Views]
+    """Pixels of some images, all views of each."""
+    units: Sequence[Unit]
+    """What to ablate, sorted by layer."""
+    replace: Callable[[Views, range], Replacement]
+    """What goes in their place, for the views of some images flattened to `[view*image ...]`."""
+    measure: Measure
+    """From outputs to numbers."""
+    n_views: int = 1
+    """Views per image."""
+    base: Sequence[Edit] = ()
+    """Edits at `attn.hook_z` that every row carries (heads that are already removed)."""
+    plan: dict[str, Any] | None = None
+    """What identifies the job in its ledger."""
+
+
+def compute(
+    job: Job,
+    *,
+    engine: Literal["wave", "plain"] = "wave",
+    budget: str | int | None = None,
+    folder: Any = None,
+    progress: bool = True,
+    what: str = "sweep",
+) -> dict[str, np.ndarray]:
+    """All numbers of a job.
+
+    Args:
+        job: what to compute.
+        engine: `wave`, or `plain` (one full forward per unit: slow, and what the wave front is tested against).
+        budget: memory for activations, e.g. `"8GB"`; by default a share of what is free.
+        folder: keep finished pieces here, and continue from them.
+        progress: show a progress bar.
+        what: its title.
+
+    Returns:
+        `[unit image]` arrays by name, and `clean/...` arrays `[image]`.
+
+    Raises:
+        OutOfMemory: not even one image with one unit fits.
+        NotFinite: an output is NaN or Inf; names unit and image.
+        ResultMismatch: the folder holds another job.
+    """
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
+    if not job.units:
+        raise BadData("a sweep needs at least one unit.")
+    job.model._check_mode()
+    images_each, units_each = cut_size(job, budget_bytes(budget, job.model.device))
+    ledger = None if folder is None else Ledger(folder, job.plan or {})
+    if ledger is not None:
+        images_each, units_each = ledger.agree(images_each, units_each)
+    pieces = cut(job.n_images, len(job.units), images_each, units_each)
+    out: dict[str, np.ndarray] = {}
+    total = job.n_images * len(job.units)
+    with track(total, what, " rows", show=progress) as bar:
+        for piece in pieces:
+            found = None if ledger is None else ledger.read(piece)
+            if found is None:
+                found = _with_back_off(job, piece, engine)
+                if ledger is not None:
+                    ledger.write(piece, found)
+            _place(out, found, piece, job)
+            bar.update(len(piece.images) * len(piece.units))
+    return out
+
+
+def _place(out: dict[str, np.ndarray], found: dict[str, np.ndarray], piece: Piece, job: Job) -> None:
+    images = slice(piece.images.start, piece.images.stop)
+    for name, values in found.items():
+        clean = name.startswith("clean/")
+        if name not in out:
+            out[name] = np.full(job.n_images if clean else (len(job.units), job.n_images), np.nan, dtype=values.dtype)
+        if clean:
+            out[name][images] = values
+        else:
+            out[name][piece.units.start : piece.units.stop, images] = values
+
+
+def _with_back_off(job: Job, piece: Piece, engine: str) -> dict[str, np.ndarray]:
+    """Compute a piece; on an accelerator that runs out of memory, in halves."""
+    try:
+        return _compute(job, piece, engine)
+    except torch.OutOfMemoryError as error:
+        failure = str(error)
+    # Outside the handler: a live traceback would keep the failed attempt's tensors.
+    torch.cuda.empty_cache()
+    if len(piece.images) > 1:
+        halves = _halves(piece.images)
+        parts = [_with_back_off(job, Piece(half, piece.units), engine) for half in halves]
+        return {name: np.concatenate([part[name] for part in parts], axis=-1) for name in parts[0]}
+    if len(piece.units) > 1:
+        parts = [_with_back_off(job, Piece(piece.images, half), engine) for half in _halves(piece.units)]
+        return {
+            name: parts[0][name] if name.startswith("clean/") else np.concatenate([part[name] for part in parts])
+            for name in parts[0]
+        }
+    raise OutOfMemory(f"one image with one unit does not fit the accelerator's memory: {failure}")
+
+
+def _halves(whole: range) -> tuple[range, range]:
+    middle = (whole.start + whole.stop) // 2
+    return range(whole.start, middle), range(middle, whole.stop)
+
+
+@torch.no_grad()
+def _compute(job: Job, piece: Piece, engine: str) -> dict[str, np.ndarray]:
+    views = job.views(piece.images)
+    n_views, n = views.shape[:2]
+    pixels = job.model.inputs(views.flatten(0, 1).to(job.model.device, job.model.dtype))
+    units = [job.units[i] for i in piece.units]
+    replacement = job.replace(views, piece.images)
+    run = _wave if engine == "wave" else _plain
+    clean, edited = run(job, pixels, units, replacement)
+    _check_finite(clean, edited, units, piece)
+    found = job.measure(clean.unflatten(0, (n_views, n)), edited.unflatten(1, (n_views, n)), piece.images)
+    return {name: value.detach().cpu().numpy() for name, value in found.items()}
+
+
+def _wave(job: Job, pixels: Tensor, units: list[Unit], replacement: Replacement) -> tuple[Tensor, Tensor]:
+    on_z = None
+    if job.base:
+        base = plan(job.base, job.model.graph, job.model.parts.prefix)
+        if strange := [name for name in base.at if not name.endswith("attn.hook_z")]:
+            raise BadData(f"edits under a sweep must be at attn.hook_z; got {strange[0]}.")
+        # In the last block z holds only the tokens that are read; an edit of all tokens looks the same there.
+        if any(edit.tokens is not None or edit.values is not None for edit in job.base):
+            raise BadData("edits under a sweep must zero or scale whole heads (no tokens, no values).")
+
+        def on_z(layer: int, z: Tensor) -> Tensor:
+            name = f"blocks.{layer}.attn.hook_z"
+            return apply(base, name, z) if name in base.at else z
+
+    return wave(job.model.parts, pixels, units, replacement, on_z)
+
+
+def _plain(job: Job, pixels: Tensor, units: list[Unit], replacement: Replacement) -> tuple[Tensor, Tensor]:
+    """One full forward per unit: the twin."""
+    clean = job.model.run(pixels, edits=job.base).output
+    rows = []
+    for unit in units:
+        new = replacement(unit.site)
+        if new is None:
+            edit = unit.edit("zero")
+        elif new.shape[0] == 1:
+            edit = unit.edit("mean_positional", values={unit.site: new[0]})
+        else:
+            edit = unit.edit("patch", values={unit.site: new})
+        rows.append(job.model.run(pixels, edits=[*job.base, edit]).output)
+    return clean, torch.stack(rows)
+
+
+def _check_finite(clean: Tensor, edited: Tensor, units: list[Unit], piece: Piece) -> None:
+    if torch.isfinite(clean.sum()) and torch.isfinite(edited.sum()):
+        return
+    if not torch.isfinite(clean).all():
+        row = int((~torch.isfinite(clean)).flatten(1).any(1).nonzero()[0]) % len(piece.images)
+        raise NotFinite(f"the clean output of image {piece.images[row]} is NaN or Inf.")
+    bad = (~torch.isfinite(edited)).flatten(2).any(-1)
+    if bad.any():
+        unit, row = (int(i) for i in bad.nonzero()[0])
+        raise NotFinite(
+            f"ablating {units[unit].name} gives NaN or Inf on image {piece.images[row % len(piece.images)]}."
+        )
+
+
+def cut_size(job: Job, budget: int) -> tuple[int, int]:
+    """Images and units per piece that fit the budget."""
+    element = torch.finfo(job.model.dtype).bits // 8
+    rows = budget // bytes_per_row(job.model.parts, element)
+    all_units = (1 + len(job.units)) * job.n_views
+    if rows >= all_units:
+        return min(job.n_images, max(1, rows // all_units)), len(job.units)
+    units = rows // job.n_views - 1
+    if units < 1:
+        needed = 2 * job.n_views * bytes_per_row(job.model.parts, element)
+        raise OutOfMemory(
+            f"one image with one unit needs about {needed / 2**20:.0f} MiB for activations, the budget is "
+            f"{budget / 2**20:.0f} MiB. Raise budget=."
+        )
+    return 1, units
+
+
+def budget_bytes(budget: str | int | None, device: torch.device) -> int:
+    """Memory for activations in bytes.
+
+    By default half of what is free on an accelerator. On a CPU at most 1 GiB: larger pieces were not faster in the
+    benchmark, and a process that takes too much is killed instead of told.
+
+    Raises:
+        BadData: not a size such as "8GB".
+    """
+    if isinstance(budget, int) and budget > 0:
+        return budget
+    if isinstance(budget, str):
+        units = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+        text = budget.strip().upper()
+        digits = text.rstrip("BKMGI ")
+        try:
+            return int(float(digits) * units[text[len(digits) :].strip() or "B"])
+        except (ValueError, KeyError):
+            pass
+    elif budget is None:
+        if device.type == "cuda":
+            return torch.cuda.mem_get_info(device)[0] // 2
+        return min(free_memory() // 4, 2**30)
+    raise BadData(f"budget={budget!r} is not a size; write for example budget='8GB'.")
+
+
+def free_memory() -> int:
+    """Free main memory in bytes (4 GiB where the system does not say)."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return 4 * 2**30

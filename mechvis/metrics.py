@@ -1,0 +1,124 @@
+"""What is measured on outputs: one number per image, higher = behaviour kept.
+
+Every metric is a function of logits `[... image class]`, a target class and a contrast class per image (both fixed by
+the clean run or the labels, never by the edited run), and the clean logits. The *effect* of an edit is
+metric(clean) - metric(edited), so a positive effect means that the ablated unit supported the behaviour.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mechvis.errors import OutOfRange, ShapeMismatch, unknown
+
+Logits = Float[Tensor, "*rows image class"]
+PerImage = Float[Tensor, "*rows image"]
+Classes = Int[Tensor, " image"]
+Metric = Callable[[Logits, Classes, Classes, Logits], PerImage]
+
+
+def _of(logits: Logits, classes: Classes) -> PerImage:
+    index = classes.expand(logits.shape[:-1])[..., None]
+    return logits.gather(-1, index)[..., 0]
+
+
+def logit(logits: Logits, target: Classes, contrast: Classes, clean: Logits) -> PerImage:
+    """Logit of the target class, in logits."""
+    return _of(logits, target)
+
+
+def logit_diff(logits: Logits, target: Classes, contrast: Classes, clean: Logits) -> PerImage:
+    """Logit of the target minus that of the contrast class (the clean run's runner-up), in logits."""
+    return _of(logits, target) - _of(logits, contrast)
+
+
+def log_odds(logits: Logits, target: Classes, contrast: Classes, clean: Logits) -> PerImage:
+    """Logit of the target minus logsumexp of all others, in nats."""
+    others = logits.masked_fill(F.one_hot(target, logits.shape[-1]).bool(), float("-inf"))
+    return _of(logits, target) - others.logsumexp(-1)
+
+
+def logprob(logits: Logits, target: Classes, contrast: Classes, clean: Logits) -> PerImage:
+    """Log-probability of the target class, in nats."""
+    return _of(logits.log_softmax(-1), target)
+
+
+def prob(logits: Logits, target: Classes, contrast: Classes, clean: Logits) -> PerImage:
+    """Probability of the target class."""
+    return _of(logits.softmax(-1), target)
+
+
+def accuracy(logits: Logits, target: Classes, contrast: Classes, clean: Logits) -> PerImage:
+    """1 where the target class has the largest logit."""
+    return (logits.argmax(-1) == target).to(logits.dtype)
+
+
+def kl(logits: Logits, target: Classes, contrast: Classes, clean: Logits) -> PerImage:
+    """-KL(clean || edited), summed over classes, in nats (0 = unchanged).
+
+    Some circuit code averages over classes instead (methods.md 0.4); divide by the number of classes to compare.
+    """
+    log_p, log_q = clean.log_softmax(-1), logits.log_softmax(-1)
+    return -(log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def js(logits: Logits, target: Classes, contrast: Classes, clean: Logits) -> PerImage:
+    """-JS(clean, edited), in nats (0 = unchanged, -ln 2 = disjoint)."""
+    return -jensen_shannon(clean.softmax(-1), logits.softmax(-1))
+
+
+def jensen_shannon(p: Float[Tensor, "*rows class"], q: Float[Tensor, "*rows class"]) -> Float[Tensor, "*rows"]:
+    """Jensen-Shannon divergence of two distributions, in nats: symmetric, between 0 and ln 2.
+
+    Computed in float64, since it is a difference of nearly equal numbers when p and q are close.
+
+    Example:
+        >>> p = torch.tensor([1., 0.]); round(float(jensen_shannon(p, 1 - p)), 4)
+        0.6931
+    """
+    p, q = p.double(), q.double()
+    middle = (p + q) / 2
+
+    def to_middle(a: Tensor) -> Tensor:
+        return (torch.special.xlogy(a, a) - torch.special.xlogy(a, middle)).sum(-1)
+
+    return ((to_middle(p) + to_middle(q)) / 2).clamp(min=0)
+
+
+METRICS: dict[str, Metric] = {f.__name__: f for f in (logit, logit_diff, log_odds, logprob, prob, accuracy, kl, js)}
+
+
+def get(metric: str | Metric) -> tuple[str, Metric]:
+    """Name and function of a metric.
+
+    Raises:
+        UnknownName: with the nearest names.
+    """
+    if callable(metric):
+        return getattr(metric, "__name__", type(metric).__name__), metric
+    if metric not in METRICS:
+        raise unknown("metric", metric, METRICS)
+    return metric, METRICS[metric]
+
+
+def classes_of(clean: Float[Tensor, "image class"], labels: Classes | None) -> tuple[Classes, Classes]:
+    """Target and contrast class per image: the label (or the clean prediction) and the best other class.
+
+    Raises:
+        OutOfRange: a label that the head does not have.
+        ShapeMismatch: fewer than two classes.
+    """
+    n_classes = clean.shape[-1]
+    if n_classes < 2:
+        raise ShapeMismatch(f"a contrast needs at least two classes, the head has {n_classes}.")
+    target = clean.argmax(-1) if labels is None else labels.to(clean.device)
+    if int(target.min()) < 0 or int(target.max()) >= n_classes:
+        raise OutOfRange(
+            f"label {int(target.max())} is outside the head's {n_classes} classes. Are the images' classes the model's? "
+            "Map them, or pass labels=None to measure against the model's own predictions."
+        )
+    contrast = clean.masked_fill(F.one_hot(target, n_classes).bool(), float("-inf")).argmax(-1)
+    return target, contrast

@@ -1,0 +1,290 @@
+"""Sweeps: ablate each unit on each image and see how far the metric falls.
+
+    effects = mechvis.sweep(model, images, units="heads", edit="mean_positional", metric="logit_diff")
+    effects.top(10); effects.plot(); effects.save("runs/heads")
+
+effect = metric(clean) - metric(edited); positive means that the unit supports the behaviour. Every effect comes with an
+interval over images and a correction for the number of units.
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mechvis import engine as engines
+from mechvis import metrics as metric_functions
+from mechvis.data.images import ImageSet, refuse_overlap
+from mechvis.engine import Job, Views
+from mechvis.errors import BadData, ShapeMismatch, SplitOverlap, unknown
+from mechvis.means import Means, means
+from mechvis.results import Result
+from mechvis.units import KINDS, Unit, units_of
+from mechvis.wave import Replacement
+
+logger = logging.getLogger(__name__)
+
+EDITS = ("zero", "mean", "mean_positional", "resample", "patch")
+REFERENCE_SHARE = 1 / 3
+
+
+def sweep(
+    model: Any,
+    images: Any,
+    *,
+    units: str | Sequence[Unit] = "heads",
+    edit: Literal["zero", "mean", "mean_positional", "resample", "patch"] = "zero",
+    metric: str | Callable | Sequence[str | Callable] = "logit_diff",
+    labels: Literal["given", "predicted"] | None = None,
+    reference: Any = None,
+    source: Any = None,
+    layers: Iterable[int] | None = None,
+    engine: Literal["wave", "plain"] = "wave",
+    budget: str | int | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    allow_overlap: bool = False,
+) -> Result:
+    """Ablate each unit on each image; one row of the result per unit and metric.
+
+    Args:
+        model: a wrapped model with a head (for CLIP: `clip.classifier(class_names)`).
+        images: an `ImageSet`, or pixels `[image channel height width]`.
+        units: `heads`, `result`, `attn_out`, `mlp_out`, `neurons`, `tokens` (residual stream x token), or a list.
+        edit: what takes the unit's place: `zero`; `mean` (over reference images and tokens); `mean_positional` (over
+            reference images, per token); `resample` (another image of the set, drawn by `seed`); `patch` (the same
+            position in `source`, e.g. the corrupt half of aligned pairs).
+        metric: name(s) from `mechvis.metrics.METRICS`, or functions of the same signature. Several cost no extra forward.
+        labels: measure against the `given` labels or the model's `predicted` classes; by default the labels if the
+            set has them.
+        reference: images for the means (an `ImageSet`, pixels, or `Means`). If left out, a third of `images`, drawn by
+            `seed`, is set aside for it and not evaluated.
+        source: for `patch`: images aligned one to one with `images`.
+        layers: only units of these layers.
+        engine: `wave`, or its slow twin `plain`.
+        budget: memory for activations, e.g. `"8GB"`.
+        out: folder that keeps finished pieces, and then the result; the same call continues an interrupted one.
+        seed: of resampling, of the split, and of the bootstrap.
+        progress: show a progress bar.
+        allow_overlap: accept reference images that are evaluated too.
+
+    Returns:
+        Result: effects in the metric's unit, with intervals, per-image values and provenance.
+
+    Raises:
+        UnknownName, OutOfRange, BadData, BadImages, SplitOverlap, ResultMismatch, OutputNotWritable, OutOfMemory.
+
+    Example:
+        >>> effects = mechvis.sweep(model, images, units="heads", edit="zero", metric="logit_diff")   # doctest: +SKIP
+        >>> effects.top(3)                                                                            # doctest: +SKIP
+    """
+    from mechvis.provenance import provenance
+
+    if edit not in EDITS:
+        raise unknown("edit", edit, EDITS)
+    if model.parts.head is None:
+        raise BadData("a sweep measures logits, and this model has no head. For CLIP: clip.classifier(class_names).")
+    chosen = [metric_functions.get(m) for m in ([metric] if isinstance(metric, str) or callable(metric) else metric)]
+    listed = units_of(model, units, layers)
+    kinds = {unit.kind for unit in listed}
+    reference, images = _reference(edit, reference, images, seed, allow_overlap)
+    n = len(images)
+    label_tensor = _labels(images, labels)
+    values = _means_of(model, reference, kinds, listed) if edit in ("mean", "mean_positional") else None
+    pixels_of = _reader(model, images)
+    replace = _replacement(model, edit, listed, values, _sources(model, edit, images, source, seed), pixels_of)
+
+    def measure(clean: Tensor, edited: Tensor, positions: range) -> dict[str, Tensor]:
+        clean, edited = clean[0], edited[:, 0]
+        given = None if label_tensor is None else label_tensor[positions.start : positions.stop]
+        target, contrast = metric_functions.classes_of(clean, given)
+        found = {}
+        for name, function in chosen:
+            before = function(clean, target, contrast, clean)
+            found[f"clean/{name}"] = before
+            found[name] = before - function(edited, target, contrast, clean)
+        return found
+
+    settings = {
+        "units": [unit.name for unit in listed],
+        "edit": edit,
+        "metrics": [name for name, _ in chosen],
+        "seed": seed,
+        "labels": "given" if label_tensor is not None else "predicted",
+        "engine": engine,
+        "reference": _identity(reference),
+        "source": _identity(source),
+    }
+    plan = {"model": model.fingerprint, "data": _identity(images), "n": n, **settings} if out else None
+    job = Job(
+        model=model,
+        n_images=n,
+        views=lambda part: pixels_of(part)[None],
+        units=listed,
+        replace=replace,
+        measure=measure,
+        plan=plan,
+    )
+    started = time.perf_counter()
+    found = engines.compute(
+        job,
+        engine=engine,
+        budget=budget,
+        folder=Path(out) / "pieces" if out else None,
+        progress=progress,
+        what=f"{edit} {'/'.join(sorted(kinds))}",
+    )
+    seconds = time.perf_counter() - started
+    result = Result.from_values(
+        f"{'_'.join(sorted(kinds))}_sweep",
+        f"{edit} ablation of {', '.join(sorted(kinds))}",
+        [unit.row() for unit in listed],
+        {name: found[name] for name, _ in chosen},
+        images=_image_table(images),
+        provenance=provenance(
+            model=model,
+            images=images if isinstance(images, ImageSet) else None,
+            seed=seed,
+            sweep={**settings, "units": len(listed), "reference_images": getattr(values, "n", None)},
+            timings={"sweep": round(seconds, 3), "rows_per_second": round(n * len(listed) / seconds, 1)},
+        ),
+        baseline={name: float(found[f"clean/{name}"].mean()) for name, _ in chosen},
+        seed=seed,
+    )
+    if out:
+        result.save(Path(out))
+    return result
+
+
+def _reader(model: Any, images: Any) -> Callable[[range], Tensor]:
+    """Pixels of some images, read when needed."""
+    if isinstance(images, ImageSet):
+        if model.preprocess is None:
+            raise BadData("this model has no image preprocessing; pass preprocess= to mechvis.load, or pixels.")
+        return lambda part: images[part.start : part.stop].pixels_for(model.preprocess)
+    if not isinstance(images, Tensor):
+        raise BadData(
+            f"images must be an ImageSet or pixels [image channel height width], got {type(images).__name__}."
+        )
+    return lambda part: images[part.start : part.stop]
+
+
+def _labels(images: Any, labels: str | None) -> Tensor | None:
+    known = getattr(images, "labels", None)
+    if labels not in (None, "given", "predicted"):
+        raise unknown("labels", labels, ("given", "predicted"))
+    if labels == "given" and known is None:
+        raise BadData("labels='given', but the images have no labels.")
+    return images.label_tensor if known is not None and labels != "predicted" else None
+
+
+def _reference(edit: str, reference: Any, images: Any, seed: int, allow_overlap: bool) -> tuple[Any, Any]:
+    """Reference images and images to evaluate, disjoint."""
+    if edit not in ("mean", "mean_positional"):
+        return None, images
+    if reference is None:
+        n_reference = max(1, round(len(images) * REFERENCE_SHARE))
+        if len(images) < 3:
+            raise BadData(
+                f"edit={edit!r} needs reference images for the means, and {len(images)} image(s) are too few to set "
+                "some aside. Pass reference=."
+            )
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
+        first, rest = sorted(order[:n_reference]), sorted(order[n_reference:])
+        logger.info("%d of %d images are set aside as reference for the means.", n_reference, len(images))
+        return images[first], images[rest]
+    if not allow_overlap:
+        if isinstance(reference, ImageSet) and isinstance(images, ImageSet):
+            refuse_overlap(reference, images, what="reference and evaluation images")
+        if isinstance(reference, Means) and isinstance(images, ImageSet) and reference.ids & set(images.ids):
+            raise SplitOverlap(
+                f"{len(reference.ids & set(images.ids))} of the images were used for the reference means. "
+                "Use disjoint images, or allow_overlap=True if you know why."
+            )
+    return reference, images
+
+
+def _means_of(model: Any, reference: Any, kinds: set[str], listed: Sequence[Unit]) -> Means:
+    sites = sorted({unit.site for unit in listed})
+    if isinstance(reference, Means):
+        for site in sites:
+            _ = reference[site]
+        return reference
+    return means(model, reference, sites)
+
+
+def _sources(model: Any, edit: str, images: Any, source: Any, seed: int) -> Callable[[range], Tensor] | None:
+    """For resample and patch: the images whose activations are put in."""
+    if edit == "patch":
+        if source is None or len(source) != len(images):
+            raise ShapeMismatch(
+                f"edit='patch' needs source= images aligned one to one with the {len(images)} images, got "
+                f"{'none' if source is None else len(source)}."
+            )
+        return _reader(model, source)
+    if edit == "resample":
+        if len(images) < 2:
+            raise BadData("edit='resample' needs at least two images.")
+        # A cyclic shift of a random order: every image gets another one, and each is used once.
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+        other = torch.empty_like(order)
+        other[order] = order.roll(1)
+        if isinstance(images, ImageSet):
+            return lambda part: images[other[part.start : part.stop].numpy()].pixels_for(model.preprocess)
+        return lambda part: images[other[part.start : part.stop]]
+    return None
+
+
+def _replacement(
+    model: Any,
+    edit: str,
+    listed: Sequence[Unit],
+    values: Means | None,
+    source: Callable[[range], Tensor] | None,
+    pixels_of: Callable,
+) -> Callable[[Views, range], Replacement]:
+    sites = sorted({unit.site for unit in listed})
+
+    def replace(views: Views, part: range) -> Replacement:
+        if edit == "zero":
+            return lambda site: None
+        if values is not None:
+            if edit == "mean":
+                return lambda site: values[site].mean(0, keepdim=True).expand_as(values[site])[None]
+            return lambda site: values[site][None]
+        pixels = source(part).to(model.device, model.dtype)
+        return model.run(pixels, capture=sites).cache.__getitem__
+
+    return replace
+
+
+def _identity(images: Any) -> str | None:
+    """Hash of an image set, of means (that of their images), or of pixels."""
+    if images is None or isinstance(images, ImageSet):
+        return None if images is None else images.fingerprint
+    if isinstance(images, Means):
+        return images.data
+    return hashlib.sha256(images.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
+def _image_table(images: Any) -> Any:
+    import polars as pl
+
+    if not isinstance(images, ImageSet):
+        return pl.DataFrame({"id": [f"image {i}" for i in range(len(images))]})
+    columns: dict[str, Any] = {"id": list(images.ids)}
+    if images.labels is not None:
+        names = images.class_names
+        columns["label"] = [names[i] if i < len(names) else str(i) for i in images.labels.tolist()]
+    if images.groups is not None:
+        columns["group"] = [str(group) for group in images.groups]
+    return pl.DataFrame(columns)
+
+
+__all__ = ["EDITS", "KINDS", "sweep"]

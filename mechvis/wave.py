@@ -1,0 +1,194 @@
+"""The wave front: many ablations of the same images in one pass over the blocks.
+
+A row is one image under one ablation. A row differs from the clean run only from its unit on, so it enters the batch
+there, and the batch grows from layer to layer (hooks_circuits.md section 4):
+
+1. *Restart*: before its layer a row is the clean row, which is computed once per image.
+2. *Wave front*: all rows go through the later blocks together: one block call per layer, not one per layer and unit.
+3. *Linear shortcut*: an edit of a head, of `attn_out`, of `mlp_out` or of a neuron changes the stream by a vector
+   that is known without running the half-block again: `(z_new - z) W_O`, `(h_new - h) W_out`.
+4. *Only what is read*: in the last block, queries and MLP run for the tokens of the read-out alone (the CLS token);
+   keys and values still run for all.
+
+The plain twin is one full forward per unit with `model.run(edits=[...])`; the tests compare them.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+
+import torch
+from einops import einsum
+from jaxtyping import Float
+from torch import Tensor
+
+from mechvis import block as plain
+from mechvis.axes import Pixels, Residual
+from mechvis.models.parts import BlockParts, TowerParts
+from mechvis.units import Unit
+
+Replacement = Callable[[str], Tensor | None]
+"""Site name -> values to put there, `[image or 1, token, ...]`, or None for zero."""
+
+
+@torch.no_grad()
+def wave(
+    parts: TowerParts,
+    pixels: Pixels,
+    units: Sequence[Unit],
+    replacement: Replacement,
+    on_z: Callable[[int, Tensor], Tensor] | None = None,
+) -> tuple[Float[Tensor, "image out"], Float[Tensor, "unit image out"]]:
+    """Output of the clean run, and of one run per unit with that unit replaced.
+
+    Args:
+        parts: the model's parts.
+        pixels: the images.
+        units: sorted by layer.
+        replacement: what goes in the place of a unit's activation.
+        on_z: an edit that every row carries (heads that are already removed): gets layer and `z`, returns `z`.
+
+    Returns:
+        clean output `[image out]` and `[unit image out]` (logits if the model has a head, else its last output).
+    """
+    n, n_layers = len(pixels), len(parts.blocks)
+    x = parts.embed(pixels)
+    rows = _Rows(x, 1 + len(units))
+    by_layer = {layer: list(found) for layer, found in groupby(units, key=lambda unit: unit.layer)}
+    reads = parts.reads if isinstance(parts.reads, tuple) else None
+    for layer, block in enumerate(parts.blocks):
+        entering = by_layer.get(layer, [])
+        for unit in (u for u in entering if u.kind == "tokens"):
+            new = replacement(unit.site)
+            edited = rows.clean.clone()
+            edited[:, unit.index] = 0 if new is None else new[:, unit.index]
+            rows.enter(unit, edited)
+        last_tokens = list(reads) if reads is not None and layer == n_layers - 1 else None
+        _attention_half(block, layer, rows, entering, replacement, last_tokens, on_z)
+        _mlp_half(block, rows, entering, replacement, last_tokens)
+    out = _read_out(parts, rows.all, pixels, restricted=reads is not None and n_layers > 0)
+    out = out.reshape(-1, n, out.shape[-1])
+    # Rows lie in the order in which they entered; the caller's order is the units'.
+    return out[0], out[1:][rows.order(units)] if units else out[1:]
+
+
+class _Rows:
+    """The growing batch: clean rows first, then `n` rows per unit that has entered, in one buffer."""
+
+    def __init__(self, clean: Residual, blocks: int):
+        self.n = len(clean)
+        self.buffer = clean.new_empty(blocks * self.n, *clean.shape[1:])
+        self.buffer[: self.n] = clean
+        self.entered: list[Unit] = []
+
+    @property
+    def clean(self) -> Residual:
+        return self.buffer[: self.n]
+
+    @property
+    def all(self) -> Residual:
+        return self.buffer[: (1 + len(self.entered)) * self.n]
+
+    def enter(self, unit: Unit, stream: Residual) -> None:
+        start = (1 + len(self.entered)) * self.n
+        self.buffer[start : start + self.n] = stream
+        self.entered.append(unit)
+
+    def narrow(self, tokens: Sequence[int]) -> None:
+        """Keep only these tokens from here on."""
+        self.buffer = self.buffer[:, list(tokens)].contiguous()
+
+    def order(self, units: Sequence[Unit]) -> list[int]:
+        where = {unit: i for i, unit in enumerate(self.entered)}
+        return [where[unit] for unit in units]
+
+
+def _attention_half(
+    block: BlockParts,
+    layer: int,
+    rows: _Rows,
+    entering: Sequence[Unit],
+    replacement: Replacement,
+    tokens: list[int] | None,
+    on_z: Callable[[int, Tensor], Tensor] | None,
+) -> None:
+    attn, n = block.attn, rows.n
+    normal = block.ln1(rows.all)
+    k, v = attn.kv(normal)
+    z = plain.mix(attn, attn.q(normal if tokens is None else normal[:, tokens]), k, v)
+    if on_z is not None:
+        z = on_z(layer, z)
+    out = attn.out(plain.merge(z))
+    out = out if block.scale1 is None else block.scale1(out)
+    if tokens is not None:
+        rows.narrow(tokens)
+    clean_before = rows.clean.clone() if any(u.kind == "attn_out" for u in entering) else None
+    torch.add(out, rows.all, out=rows.all)
+    heads = [u for u in entering if u.kind in ("heads", "result")]
+    if heads:
+        _enter_heads(block, rows, heads, z[:n], replacement, tokens)
+    for unit in (u for u in entering if u.kind == "attn_out"):
+        rows.enter(unit, clean_before + _new(replacement, unit.site, out[:n], tokens))
+
+
+def _enter_heads(
+    block: BlockParts, rows: _Rows, heads: Sequence[Unit], z: Tensor, replacement: Replacement, tokens: list[int] | None
+) -> None:
+    """Rows of ablated heads: the clean stream after attention plus the change that the head's output makes."""
+    weight = block.attn.out_weight()
+    index = [unit.index for unit in heads]
+    if heads[0].kind == "heads":
+        new = _new(replacement, heads[0].site, z, tokens)
+        change = einsum((new - z)[:, :, index], weight[index], "image token head e, head e d -> head image token d")
+    else:
+        result = einsum(z[:, :, index], weight[index], "image token head e, head e d -> image token head d")
+        new = replacement(heads[0].site)
+        new = torch.zeros_like(result) if new is None else (new if tokens is None else new[:, tokens])[:, :, index]
+        change = (new - result).movedim(2, 0)
+    for unit, delta in zip(heads, change, strict=True):
+        rows.enter(unit, rows.clean + (delta if block.scale1 is None else block.scale1(delta)))
+
+
+def _mlp_half(
+    block: BlockParts, rows: _Rows, entering: Sequence[Unit], replacement: Replacement, tokens: list[int] | None
+) -> None:
+    n = rows.n
+    writes = [u for u in entering if u.kind == "mlp_out"]
+    neurons = [u for u in entering if u.kind == "neurons"]
+    clean_before = rows.clean.clone() if writes else None
+    post = block.act(block.mlp_in(block.ln2(rows.all)))
+    out = block.mlp_out(post)
+    out = out if block.scale2 is None else block.scale2(out)
+    torch.add(out, rows.all, out=rows.all)
+    for unit in writes:
+        rows.enter(unit, clean_before + _new(replacement, unit.site, out[:n], tokens))
+    if neurons:
+        weight = block.mlp_out_weight()
+        change = _new(replacement, neurons[0].site, post[:n], tokens) - post[:n]
+        for unit in neurons:
+            delta = change[:, :, unit.index, None] * weight[unit.index]
+            rows.enter(unit, rows.clean + (delta if block.scale2 is None else block.scale2(delta)))
+
+
+def _new(replacement: Replacement, site: str, like: Tensor, tokens: list[int] | None) -> Tensor:
+    value = replacement(site)
+    if value is None:
+        return torch.zeros_like(like)
+    return (value if tokens is None else value[:, tokens]).expand_as(like)
+
+
+def _read_out(parts: TowerParts, x: Residual, inputs: Tensor, *, restricted: bool) -> Tensor:
+    if not restricted and not isinstance(parts.reads, tuple) and parts.reads is not None:
+        position = parts.reads(inputs).repeat(len(x) // len(inputs))
+        x = x[torch.arange(len(x), device=x.device), position][:, None]
+    x = parts.pool(parts.ln_final(x))
+    x = x if parts.project is None else parts.project(x)
+    return x if parts.head is None else parts.head(x)
+
+
+def bytes_per_row(parts: TowerParts, element_size: int) -> int:
+    """Memory one row needs at its widest point: stream, normalised stream, q, k, v or MLP hidden, and the write."""
+    block = parts.blocks[0]
+    attention = 6 * parts.d_model
+    hidden = 3 * parts.d_model + 2 * block.d_mlp
+    scores = 0 if block.attn.fused() else 2 * block.attn.n_heads * parts.n_tokens
+    return parts.n_tokens * (max(attention + scores, hidden)) * element_size
