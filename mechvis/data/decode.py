@@ -24,11 +24,11 @@ from mechvis.errors import CorruptImage, MechvisError
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
-IMAGE_TYPES = frozenset(".png .jpg .jpeg .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm".split())
-"""Endings that are taken for images, whatever their case."""
-
-MASK_TYPES = frozenset(".png .bmp .gif .tif .tiff .pgm .pbm".split())
+MASK_TYPES = frozenset([".png", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".pbm"])
 """Endings that are taken for masks: formats without loss, because compression noise is not zero."""
+
+IMAGE_TYPES = MASK_TYPES | {".jpg", ".jpeg", ".webp", ".ppm", ".pnm"}
+"""Endings that are taken for images, whatever their case."""
 
 _ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)

@@ -38,6 +38,7 @@ from mechvis.data.images import ImageSet
 from mechvis.data.preprocess import Preprocess
 from mechvis.data.table import column_array, column_of, complete, label_indices, listed, read_table
 from mechvis.errors import BadData, CorruptImage, unknown
+from mechvis.progress import track
 
 log = logging.getLogger(__name__)
 
@@ -109,18 +110,7 @@ def folder(
         names = [_inside(root, name, where=where) for name in column_of(table, id_column, where=where)]
         base = "images/" if all(name.startswith("images/") for name in names) else ""
         _refuse_repeated_or_lost(root, names, tree, where)
-    mask_files = None
-    if mask_column is not None:
-        complete(table[mask_column], names, what="mask", where=where)
-        mask_files = [root / _inside(root, name, where=where) for name in table[mask_column]]
-        lost = [str(file.relative_to(root)) for file in mask_files if not file.is_file()]
-        if lost:
-            raise BadData(f"{where} names {len(lost)} mask(s) that do not exist: {listed(lost)}.")
-    if mask_root is not None:
-        by_key = _masks_by_key(mask_root)
-        _refuse_orphans(mask_root, by_key, tree.files, base, used=mask_files or ())
-        if mask_files is None:
-            mask_files = _masks_of(names, base, by_key, mask_root)
+    mask_files = _mask_files(root, table, mask_column, mask_root, names, base, tree, where)
     unused = set(tree.files).difference(
         names, (file.relative_to(root).as_posix() for file in mask_files or () if file.is_relative_to(root))
     )
@@ -259,6 +249,31 @@ def _mask_root(root: Path, masks: str | Path | None, *, named: bool) -> Path | N
     return place if named or bare or mirrored or (root / "images").is_dir() else None
 
 
+def _mask_files(
+    root: Path,
+    table: dict[str, list] | None,
+    mask_column: str | None,
+    mask_root: Path | None,
+    names: list[str],
+    base: str,
+    tree: _Tree,
+    where: str,
+) -> list[Path] | None:
+    """The mask file of each image: as the table says, else by its path in the mask folder, else None."""
+    files = None
+    if table is not None and mask_column is not None:
+        complete(table[mask_column], names, what="mask", where=where)
+        files = [root / _inside(root, name, where=where) for name in table[mask_column]]
+        lost = [file.relative_to(root).as_posix() for file in files if not file.is_file()]
+        if lost:
+            raise BadData(f"{where} names {len(lost)} mask(s) that do not exist: {listed(lost)}.")
+    if mask_root is None:
+        return files
+    by_key = _masks_by_key(mask_root)
+    _refuse_orphans(mask_root, by_key, tree.files, base, used=files or ())
+    return files if files is not None else _masks_of(names, base, by_key, mask_root)
+
+
 def _masks_by_key(mask_root: Path) -> dict[str, Path]:
     tree = _scan(mask_root, MASK_TYPES)
     if not tree.files:
@@ -385,7 +400,6 @@ def _probe_all(files: Sequence[Path], names: Sequence[str], thorough: bool) -> l
     import warnings
 
     from PIL import Image
-    from tqdm import tqdm
 
     def look(index: int) -> tuple[int, int] | CorruptImage:
         try:
@@ -398,7 +412,7 @@ def _probe_all(files: Sequence[Path], names: Sequence[str], thorough: bool) -> l
     with (
         warnings.catch_warnings(),
         ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool,
-        tqdm(total=len(files), desc="checking files", unit="file", disable=None, leave=False) as bar,
+        track(len(files), "checking files", " files", show=len(files) > 2000) as bar,
     ):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the cap is checked anyway
         for start in range(0, len(files), block):
