@@ -23,7 +23,6 @@ from torch import Tensor
 from mechvis.edits import Edit
 from mechvis.errors import BadData, NotFinite, OutOfMemory, unknown
 from mechvis.parallel.ledger import Ledger, Piece, cut
-from mechvis.plan import apply, plan
 from mechvis.progress import track
 from mechvis.units import Unit
 from mechvis.wave import Replacement, bytes_per_row, wave
@@ -56,8 +55,8 @@ class Job:
     """From outputs to numbers."""
     n_views: int = 1
     """Views per image."""
-    base: Sequence[Edit] = ()
-    """Edits at `attn.hook_z` that every row carries (heads that are already removed)."""
+    base: Sequence[Unit] = ()
+    """Heads that are ablated in every row, the clean one included, by the same replacement (heads already removed)."""
     plan: dict[str, Any] | None = None
     """What identifies the job in its ledger."""
 
@@ -166,36 +165,25 @@ def _compute(job: Job, piece: Piece, engine: str) -> dict[str, np.ndarray]:
 
 
 def _wave(job: Job, pixels: Tensor, units: list[Unit], replacement: Replacement) -> tuple[Tensor, Tensor]:
-    on_z = None
-    if job.base:
-        base = plan(job.base, job.model.graph, job.model.parts.prefix)
-        if strange := [name for name in base.at if not name.endswith("attn.hook_z")]:
-            raise BadData(f"edits under a sweep must be at attn.hook_z; got {strange[0]}.")
-        # In the last block z holds only the tokens that are read; an edit of all tokens looks the same there.
-        if any(edit.tokens is not None or edit.values is not None for edit in job.base):
-            raise BadData("edits under a sweep must zero or scale whole heads (no tokens, no values).")
-
-        def on_z(layer: int, z: Tensor) -> Tensor:
-            name = f"blocks.{layer}.attn.hook_z"
-            return apply(base, name, z) if name in base.at else z
-
-    return wave(job.model.parts, pixels, units, replacement, on_z)
+    return wave(job.model.parts, pixels, units, replacement, base=job.base)
 
 
 def _plain(job: Job, pixels: Tensor, units: list[Unit], replacement: Replacement) -> tuple[Tensor, Tensor]:
     """One full forward per unit: the twin."""
-    clean = job.model.run(pixels, edits=job.base).output
-    rows = []
-    for unit in units:
-        new = replacement(unit.site)
-        if new is None:
-            edit = unit.edit("zero")
-        elif new.shape[0] == 1:
-            edit = unit.edit("mean_positional", values={unit.site: new[0]})
-        else:
-            edit = unit.edit("patch", values={unit.site: new})
-        rows.append(job.model.run(pixels, edits=[*job.base, edit]).output)
+    base = [plain_edit(unit, replacement) for unit in job.base]
+    clean = job.model.run(pixels, edits=base).output
+    rows = [job.model.run(pixels, edits=[*base, plain_edit(unit, replacement)]).output for unit in units]
     return clean, torch.stack(rows)
+
+
+def plain_edit(unit: Unit, replacement: Replacement) -> Edit:
+    """The edit that puts the replacement in a unit's place."""
+    new = replacement(unit.site)
+    if new is None:
+        return unit.edit("zero")
+    if new.shape[0] == 1:
+        return unit.edit("mean_positional", values={unit.site: new[0]})
+    return unit.edit("patch", values={unit.site: new})
 
 
 def _check_finite(clean: Tensor, edited: Tensor, units: list[Unit], piece: Piece) -> None:

@@ -36,7 +36,7 @@ def wave(
     pixels: Pixels,
     units: Sequence[Unit],
     replacement: Replacement,
-    on_z: Callable[[int, Tensor], Tensor] | None = None,
+    base: Sequence[Unit] = (),
 ) -> tuple[Float[Tensor, "image out"], Float[Tensor, "unit image out"]]:
     """Output of the clean run, and of one run per unit with that unit replaced.
 
@@ -45,7 +45,7 @@ def wave(
         pixels: the images.
         units: sorted by layer.
         replacement: what goes in the place of a unit's activation.
-        on_z: an edit that every row carries (heads that are already removed): gets layer and `z`, returns `z`.
+        base: heads that are replaced in every row, the clean one included.
 
     Returns:
         clean output `[image out]` and `[unit image out]` (logits if the model has a head, else its last output).
@@ -63,7 +63,8 @@ def wave(
             edited[:, unit.index] = 0 if new is None else new[:, unit.index]
             rows.enter(unit, edited)
         last_tokens = list(reads) if reads is not None and layer == n_layers - 1 else None
-        _attention_half(block, layer, rows, entering, replacement, last_tokens, on_z)
+        gone = [unit for unit in base if unit.layer == layer]
+        _attention_half(block, rows, entering, gone, replacement, last_tokens)
         _mlp_half(block, rows, entering, replacement, last_tokens)
     out = _read_out(parts, rows.all, pixels, restricted=reads is not None and n_layers > 0)
     out = out.reshape(-1, n, out.shape[-1])
@@ -104,19 +105,20 @@ class _Rows:
 
 def _attention_half(
     block: BlockParts,
-    layer: int,
     rows: _Rows,
     entering: Sequence[Unit],
+    gone: Sequence[Unit],
     replacement: Replacement,
     tokens: list[int] | None,
-    on_z: Callable[[int, Tensor], Tensor] | None,
 ) -> None:
     attn, n = block.attn, rows.n
     normal = block.ln1(rows.all)
     k, v = attn.kv(normal)
     z = plain.mix(attn, attn.q(normal if tokens is None else normal[:, tokens]), k, v)
-    if on_z is not None:
-        z = on_z(layer, z)
+    for unit in gone:
+        # All rows of the batch: clean rows first, then `n` rows per entered unit.
+        new = _new(replacement, unit.site, z[:n], tokens)[:, :, unit.index]
+        z[:, :, unit.index] = new.repeat(len(z) // n, 1, 1)
     out = attn.out(plain.merge(z))
     out = out if block.scale1 is None else block.scale1(out)
     if tokens is not None:
