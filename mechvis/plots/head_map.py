@@ -1,0 +1,142 @@
+"""The map of effects: one cell per layer and head (or layer and token)."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mechvis.plots.look import DIVERGING, GREY, INK, numbers, plain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_WRITTEN = 20
+"""Maps of at most this many columns have the value written into each cell."""
+
+
+def head_map(
+    effects: np.ndarray,
+    *,
+    significant: np.ndarray | None = None,
+    title: str = "",
+    label: str = "effect (clean - edited)",
+    column: str = "head",
+    limit: float | None = None,
+) -> "Figure":
+    """Heat map of effects, red where the unit supports the metric, blue where it opposes it, white at zero.
+
+    Args:
+        effects: `[layer head]`, in the unit of the metric; NaN where there is no unit (hatched).
+        significant: bool `[layer head]`; these cells get a frame and bold print.
+        title: above the map.
+        label: at the colour bar; says what is measured, and in which unit.
+        column: what the columns are, `head` or `token`.
+        limit: effect at which the colour is full; by default the largest absolute effect. Give the same to maps that
+            are to be compared.
+
+    Returns:
+        A figure of about 0.5 inch per cell, layer 0 at the top.
+
+    Raises:
+        ShapeMismatch: not two axes, or `significant` of another shape.
+        NotFinite: Inf in the effects.
+
+    Example:
+        >>> figure = head_map(np.array([[0.1, -0.2], [0.5, 0.0]]), title="Heads")
+        >>> figure.axes[0].get_xlabel()
+        'head'
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    effects = numbers("effects", effects, ndim=2)
+    marks = (
+        np.zeros(effects.shape, bool)
+        if significant is None
+        else np.asarray(numbers("significant", significant, ndim=2, like=effects.shape), bool)
+    )
+    layers, columns = effects.shape
+    written = columns <= _WRITTEN
+    cell = 0.52 if written else max(0.08, 10 / columns)
+    width, height = max(3.6, 1.6 + columns * cell), max(2.4, 1.2 + layers * (0.42 if written else 0.3))
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    largest = float(np.nanmax(np.abs(effects))) if np.isfinite(effects).any() else 0.0
+    limit = (limit or largest) or 1.0
+    axes.set_facecolor("#f4f5f7")
+    if np.isnan(effects).any():
+        axes.add_patch(
+            Rectangle(
+                (-0.5, -0.5), columns, layers, fill=False, hatch="////", edgecolor="#d4d8dd", linewidth=0, zorder=0
+            )
+        )
+    image = axes.imshow(
+        effects, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest", zorder=1
+    )
+    if written:
+        _write_values(axes, effects, marks, limit)
+    inset = 0.06 if written else 0.0
+    for layer, place in np.argwhere(marks):
+        axes.add_patch(
+            Rectangle(
+                (place - 0.5 + inset, layer - 0.5 + inset),
+                1 - 2 * inset,
+                1 - 2 * inset,
+                fill=False,
+                edgecolor=INK,
+                linewidth=1.4 if written else 0.6,
+                zorder=3,
+            )
+        )
+    axes.set_xlabel(column, color=INK)
+    axes.set_ylabel("layer", color=INK)
+    axes.set_xticks(np.arange(0, columns, 1 if written else max(1, columns // 16)))
+    axes.set_yticks(np.arange(layers))
+    axes.tick_params(length=0, labelsize=8, colors=INK)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    if written:
+        axes.set_xticks(np.arange(-0.5, columns), minor=True)
+        axes.set_yticks(np.arange(-0.5, layers), minor=True)
+        axes.grid(which="minor", color="white", linewidth=1.2, zorder=2)
+        axes.tick_params(which="minor", length=0)
+    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=7, colors=INK, length=2)
+    bar.set_label(plain(label), size=8, color=INK)
+    if title:
+        axes.set_title(plain(title), loc="left", size=10, color=INK, pad=16 if marks.any() else 8)
+    if marks.any():
+        axes.annotate(
+            "framed: survives the false-discovery-rate correction",
+            (0, 1),
+            xytext=(0, 4),
+            textcoords="offset points",
+            xycoords="axes fraction",
+            size=7,
+            color=GREY,
+            va="bottom",
+        )
+    return figure
+
+
+def _write_values(axes, effects: np.ndarray, marks: np.ndarray, limit: float) -> None:
+    """The value in each cell, in one number format for the whole map, light on dark cells."""
+    # As many digits as the largest effect needs to show three figures; a common factor keeps cells narrow.
+    digits = int(np.clip(2 - np.floor(np.log10(limit)), 0, 2))
+    scientific = limit < 0.01 or limit >= 1000
+    for (layer, place), effect in np.ndenumerate(effects):
+        if not np.isnan(effect):
+            text = f"{effect:.0e}" if scientific else f"{effect:.{digits}f}"
+            if not scientific and float(text) == 0:
+                text = text.lstrip("-")
+            axes.text(
+                place,
+                layer,
+                text.replace("-", "\N{MINUS SIGN}"),
+                ha="center",
+                va="center",
+                size=6 if scientific else 7,
+                zorder=4,
+                weight="bold" if marks[layer, place] else "normal",
+                color="white" if abs(effect) > 0.62 * limit else INK,
+            )
