@@ -1,0 +1,43 @@
+"""The test kit: tiny models with known answers, and checks that a user who adds a family or a method needs too.
+
+=====================  =============================================================================================
+name                   what it is for
+=====================  =============================================================================================
+`tiny`                 a random, very small model of every supported family: for parity and for exactness
+`rand_vit`             F1: a random ViT with every bias and gain non-trivial, in float64: for identities
+`ShortcutViT`          F2: a ViT with a background shortcut in a known head, and its data: for CIGMA
+`hand_wired_vit`       a Hugging Face ViT where one planted head does everything and three loud heads do nothing
+`assert_untouched`     a context manager: the model leaves as it came, whatever happened inside
+`assert_close`         equality within a stated tolerance, relative to the size of what is expected
+=====================  =============================================================================================
+"""
+
+from mechvis.testing.hand_wired import hand_wired_images, hand_wired_vit
+from mechvis.testing.shortcut import (
+    ShortcutImages,
+    ShortcutViT,
+    shortcut_images,
+    shortcut_parts,
+    shortcut_preprocess,
+    shortcut_vit,
+)
+from mechvis.testing.tiny import rand_vit, tiny, tiny_families, tiny_input, tiny_preprocess
+from mechvis.testing.untouched import assert_close, assert_untouched
+
+__all__ = [
+    "ShortcutImages",
+    "ShortcutViT",
+    "assert_close",
+    "assert_untouched",
+    "hand_wired_images",
+    "hand_wired_vit",
+    "rand_vit",
+    "shortcut_images",
+    "shortcut_parts",
+    "shortcut_preprocess",
+    "shortcut_vit",
+    "tiny",
+    "tiny_families",
+    "tiny_input",
+    "tiny_preprocess",
+]
