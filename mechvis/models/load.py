@@ -123,6 +123,7 @@ def wrap(
     parts = (family or _family(inner))(inner)
     found = _preprocess(preprocess, parts, inner, source) if parts.modality == "image" else None
     model = HookedViT(bare, parts, preprocess=found, name=title)
+    model.__dict__["family"] = family
     check_parity(model)
     logger.info("%s: %s", title or parts.family, model.parity)
     return model
@@ -160,8 +161,6 @@ def _family(module: nn.Module) -> Callable[[nn.Module], TowerParts]:
 
 
 def _preprocess(given: Any, parts: TowerParts, module: nn.Module, source: str) -> Preprocess | None:
-    if isinstance(given, Preprocess):
-        return given
     if given is None:
         given, source = _default_processor(parts), f"default of {parts.family}"
         warnings.warn(
@@ -170,7 +169,7 @@ def _preprocess(given: Any, parts: TowerParts, module: nn.Module, source: str) -
             DefaultPreprocessing,
             stacklevel=4,
         )
-    found = Preprocess.of_processor(given, source=source)
+    found = given if isinstance(given, Preprocess) else Preprocess.of_processor(given, source=source)
     if parts.image_size is not None and (found.height, found.width) != tuple(parts.image_size):
         raise BadData(
             f"the image processor makes {found.height} x {found.width} pixels, the model takes "

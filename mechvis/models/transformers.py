@@ -192,7 +192,7 @@ def vit(model: nn.Module) -> TowerParts:
             **_block_aliases(f"{path}layers", len(blocks), native),
             f"{path}embeddings": "hook_embed",
             f"{path}layernorm": "ln_final.hook_normalized",
-            "classifier": "hook_logits",
+            **({"classifier": "hook_logits"} if hasattr(model, "classifier") else {}),
         },
     )
 

@@ -1,0 +1,253 @@
+"""What `load` accepts and refuses, and what it says."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from transformers import ViTForImageClassification
+
+import mechvis
+from mechvis.clip import HookedCLIP
+from mechvis.data.preprocess import Preprocess
+from mechvis.errors import (
+    BadData,
+    DefaultPreprocessing,
+    MechvisError,
+    ParityError,
+    TrainMode,
+    UnknownName,
+    UnsupportedModel,
+)
+from mechvis.hooked import HookedViT
+from mechvis.models.load import check_parity, wrap
+from mechvis.testing import (
+    ShortcutViT,
+    assert_close,
+    assert_untouched,
+    shortcut_images,
+    shortcut_parts,
+    shortcut_preprocess,
+    tiny,
+    tiny_families,
+    tiny_input,
+    tiny_preprocess,
+)
+
+
+@pytest.mark.parametrize("family", tiny_families())
+def test_wrapping_and_running_leaves_the_module_untouched(family):
+    bare = tiny(family)
+    with assert_untouched(bare):
+        model = mechvis.load(bare, preprocess=tiny_preprocess())
+        assert isinstance(model, HookedCLIP if family == "clip" else HookedViT)
+        for tower in (model.vision, model.text) if family == "clip" else (model,):
+            inputs = tiny_input("clip-text" if tower.parts.modality == "text" else "vit")
+            tower.run(inputs, capture="*")
+            tower.run_with_cache(inputs)
+            assert tower.parity.plain == 0 and tower.parity.hooked < 1e-5
+            assert "bitwise equal" in repr(tower)
+
+
+def test_wrapped_model_keeps_the_module_out_of_reach():
+    bare = tiny("vit")
+    model = wrap(bare, preprocess=tiny_preprocess())
+    names = [name for name, _ in model.named_modules()]
+    assert not any("vit" in name or "classifier" in name for name in names)
+    assert not hasattr(bare.vit.layers[0], "name")
+    assert [n for n, _ in model.named_parameters()] == [n for n, _ in bare.named_parameters()]
+    assert model.state_dict().keys() == bare.state_dict().keys()
+
+
+def test_to_and_train_reach_the_users_module():
+    model = wrap(tiny("vit"), preprocess=tiny_preprocess())
+    assert model.to(torch.float64) is model
+    assert model.dtype == model.bare.dtype == model.cfg.dtype == torch.float64
+    assert model.run(tiny_input("vit", dtype=torch.float64)).logits.dtype == torch.float64
+    assert model.train().training and model.bare.training
+    assert not model.eval().training and not model.bare.vit.layers[0].training
+
+
+def test_unknown_name():
+    with pytest.raises(UnknownName, match=r"unknown model 'scenes-vot'.*Nearest: .*scenes-vit"):
+        mechvis.load("scenes-vot")
+
+
+def test_unsupported_module_names_its_children():
+    class Strange(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.mixer = nn.Conv2d(3, 4, 1), nn.Linear(4, 4)
+
+    with pytest.raises(
+        UnsupportedModel, match=r"Strange.*stem: Conv2d, mixer: Linear.*wrap\(module, family=my_parts\)"
+    ):
+        mechvis.load(Strange().eval())
+
+
+def test_bare_linear_has_no_children_to_name():
+    with pytest.raises(UnsupportedModel, match="children are: none"):
+        mechvis.load(nn.Linear(2, 2).eval())
+
+
+@pytest.mark.parametrize("family", ["vit", "clip"])
+def test_train_mode_is_refused_at_load(family):
+    bare = tiny(family).train()
+    with assert_untouched(bare), pytest.raises(TrainMode, match=r"train mode.*model\.eval\(\)"):
+        mechvis.load(bare, preprocess=tiny_preprocess())
+
+
+def test_processor_of_the_wrong_size():
+    with pytest.raises(BadData, match=r"makes 16 x 16 pixels, the model takes 12 x 12"):
+        mechvis.load(tiny("vit"), preprocess=tiny_preprocess(16).processor)
+
+
+def test_preprocess_object_of_the_wrong_size():
+    with pytest.raises(BadData, match=r"makes 16 x 16 pixels, the model takes 12 x 12"):
+        mechvis.load(tiny("vit"), preprocess=tiny_preprocess(16))
+
+
+def test_missing_processor_warns_and_uses_the_default_of_the_family():
+    with pytest.warns(DefaultPreprocessing, match="default of Hugging Face ViT"):
+        model = mechvis.load(tiny("vit"))
+    assert isinstance(model.preprocess, Preprocess) and (model.preprocess.height, model.preprocess.width) == (12, 12)
+
+
+@pytest.mark.parametrize("family", ["deit", "clip"])
+def test_default_processor_fits_each_family(family):
+    with pytest.warns(DefaultPreprocessing):
+        model = mechvis.load(tiny(family))
+    assert (model.preprocess.height, model.preprocess.width) == (12, 12)
+
+
+def test_text_tower_needs_no_image_processor():
+    assert mechvis.load(tiny("clip-text")).preprocess is None
+
+
+def test_device_and_dtype_are_for_models_from_disk():
+    with pytest.raises(BadData, match="move your module yourself"):
+        mechvis.load(tiny("vit"), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("family", ["vit", "clip"])
+def test_folder_round_trip(tmp_path, family):
+    bare = tiny(family)
+    bare.save_pretrained(tmp_path)
+    tiny_preprocess().processor.save_pretrained(tmp_path)
+    model = mechvis.load(tmp_path)
+    tower = model.vision if family == "clip" else model
+    assert tower.preprocess.source == "folder"
+    expected = mechvis.load(bare, preprocess=tiny_preprocess())
+    expected = expected.vision if family == "clip" else expected
+    assert torch.equal(tower.run(tiny_input("vit")).output, expected.run(tiny_input("vit")).output)
+    assert tower.fingerprint == expected.fingerprint
+    assert mechvis.load(f"hf:{tmp_path}", dtype=torch.float64) is not None
+
+
+class _Doubled(nn.Module):
+    """As an adapter would be: acts on the weight."""
+
+    def forward(self, weight):
+        return weight + 0.1 * weight.mean()
+
+
+def test_parametrised_linears_take_part():
+    bare = tiny("vit")
+    for layer in bare.vit.layers:
+        parametrize.register_parametrization(layer.attention.o_proj, "weight", _Doubled())
+        parametrize.register_parametrization(layer.mlp.fc1, "weight", _Doubled())
+    bare.eval()
+    model, pixels = wrap(bare, preprocess=tiny_preprocess()), tiny_input("vit")
+    with torch.no_grad():
+        assert torch.equal(model.run(pixels, capture="*resid_post").logits, bare(pixels).logits)
+        run = model.run(pixels, capture=["*hook_result", "*hook_attn_out"])
+        total = run.cache["result", 1].sum(2) + model.blocks[1].attn.b_O
+        assert_close(total, run.cache["attn_out", 1], 1e-5)
+
+
+class _LowRank(nn.Module):
+    """A linear layer wrapped the way LoRA wraps it, without peft."""
+
+    def __init__(self, base: nn.Linear, rank: int = 2):
+        super().__init__()
+        self.base = base
+        generator = torch.Generator().manual_seed(3)
+        self.down = nn.Parameter(torch.randn(rank, base.in_features, generator=generator).to(base.weight) * 0.3)
+        self.up = nn.Parameter(torch.randn(base.out_features, rank, generator=generator).to(base.weight) * 0.3)
+
+    @property
+    def weight(self):
+        return self.base.weight + self.up @ self.down
+
+    @property
+    def bias(self):
+        return self.base.bias
+
+    def forward(self, x):
+        return self.base(x) + x @ self.down.T @ self.up.T
+
+
+def test_wrapped_linears_take_part_and_get_gradients():
+    bare = tiny("vit", dtype=torch.float64)
+    for layer in bare.vit.layers:
+        layer.attention.o_proj = _LowRank(layer.attention.o_proj)
+        layer.attention.v_proj = _LowRank(layer.attention.v_proj)
+    bare.eval()
+    model, pixels = wrap(bare, preprocess=tiny_preprocess()), tiny_input("vit", dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.equal(model(pixels), bare(pixels).logits)
+        run = model.run(pixels, capture=["*hook_result", "*hook_attn_out"])
+        for layer in range(3):
+            total = run.cache["result", layer].sum(2) + model.blocks[layer].attn.b_O
+            assert_close(total, run.cache["attn_out", layer], 1e-12)
+    model.run(pixels, grad=True).logits.sum().backward()
+    assert bare.vit.layers[0].attention.o_proj.up.grad.abs().sum() > 0
+
+
+class _Shifted(ViTForImageClassification):
+    def forward(self, pixel_values, **kwargs):
+        output = super().forward(pixel_values, **kwargs)
+        output.logits = output.logits * 1.01
+        return output
+
+
+def test_changed_forward_is_found_by_the_parity_check():
+    bare = tiny("vit")
+    bare.__class__ = _Shifted
+    with (
+        assert_untouched(bare),
+        pytest.raises(ParityError, match=r"_Shifted does not reproduce the bare one.*allowed 1e-05"),
+    ):
+        mechvis.load(bare, preprocess=tiny_preprocess())
+
+
+def test_changed_block_is_found_by_the_parity_check():
+    bare = tiny("vit")
+    bare.vit.layers[1].forward = lambda x, *args, **kwargs: x
+    with pytest.raises(ParityError, match="family's map is wrong"):
+        mechvis.load(bare, preprocess=tiny_preprocess())
+
+
+def test_external_family():
+    bare = ShortcutViT()
+    with assert_untouched(bare), warnings.catch_warnings():
+        model = wrap(bare, family=shortcut_parts, preprocess=shortcut_preprocess())
+        assert model.parity.plain == 0 and model.parity.hooked == 0
+        images = shortcut_images(7)
+        assert torch.equal(model.run(images.pixels, capture="*").logits, bare(images.pixels).detach())
+    with pytest.raises(UnsupportedModel, match="ShortcutViT"):
+        mechvis.load(ShortcutViT())
+
+
+def test_parity_can_be_checked_again_after_the_weights_changed():
+    model = wrap(tiny("vit"), preprocess=tiny_preprocess())
+    model.bare.vit.layers[0].attention.o_proj.weight.data.mul_(2)
+    assert check_parity(model, seed=5).plain == 0
+    assert "float32" in str(model.parity)
+
+
+def test_every_load_error_is_ours():
+    for bad in ("nothing-here", nn.Identity().eval()):
+        with pytest.raises(MechvisError):
+            mechvis.load(bad)
