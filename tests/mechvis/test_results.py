@@ -105,7 +105,7 @@ def test_intervals_and_correction_are_those_of_stats_per_metric():
         assert rows["low"].to_list() == estimate.low.tolist() and rows["p"].to_list() == estimate.p.tolist()
         assert rows["significant"].to_list() == (stats.benjamini_hochberg(estimate.p) <= 0.05).tolist()
     assert found.rows()["significant"].to_list()[1] and found.rows()["significant"].to_list()[5]
-    assert found.metrics == ["logit_diff", "prob"]
+    assert found.metrics == list(found.values) == ["logit_diff", "prob"]
     assert found.values["prob"].dtype == np.float32
 
 

@@ -147,6 +147,13 @@ def test_bars_are_in_order_with_intervals():
     assert axes.patches[0].get_facecolor() != axes.patches[1].get_facecolor()
 
 
+def test_bars_that_do_not_survive_are_pale_and_the_figure_says_so():
+    axes = bars(["x", "y"], np.array([0.5, 0.4]), significant=np.array([True, False])).axes[0]
+    assert axes.patches[0].get_alpha() > 2 * axes.patches[1].get_alpha()
+    assert any("pale: does not survive" in text.get_text() for text in axes.texts)
+    assert not bars(["x"], np.array([0.5]), significant=np.array([True])).axes[0].texts
+
+
 def test_control_strip_shows_every_draw():
     controls = np.random.default_rng(0).normal(size=30)
     axes = control_strip(controls, 4.0, control_name="random heads").axes[0]
