@@ -16,6 +16,7 @@ from mechvis.data.preprocess import Preprocess
 from mechvis.errors import BadData
 from mechvis.hooked import HookedViT
 from mechvis.models.parts import TowerParts
+from mechvis.models.transformers import clip_vision
 
 TEMPLATES = ("a photo of a {}",)
 
@@ -121,8 +122,16 @@ class HookedCLIP:
     ) -> HookedViT:
         """The vision tower with a zero-shot head over these classes: logits are image-text logits."""
         head = ZeroShotHead(self.prompts(class_names, templates), self.logit_scale.detach())
+
+        def family(module: nn.Module) -> TowerParts:
+            parts = clip_vision(module)
+            return replace(
+                parts, head=head, class_names=tuple(class_names), reference=lambda x: head(parts.reference(x))
+            )
+
         parts = replace(self.vision.parts, head=head, class_names=tuple(class_names))
         model = HookedViT(self.bare, parts, preprocess=self.preprocess, name=f"{self.vision.title}, zero-shot")
+        model.__dict__["family"] = family
         model.__dict__["parity"] = self.vision.parity
         return model
 

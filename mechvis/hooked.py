@@ -159,7 +159,8 @@ class HookedViT(HookedRootModule):
 
     def __init__(self, bare: nn.Module, parts: TowerParts, *, preprocess: Preprocess | None = None, name: str = ""):
         super().__init__()
-        self.__dict__.update(bare=bare, parts=parts, preprocess=preprocess, title=name, parity=None)
+        self.__dict__.update(bare=bare, parts=parts, preprocess=preprocess, title=name, parity=None, family=None)
+        self.__dict__["name"] = name or parts.family
         self.__dict__["graph"] = graphs.build(parts)
         self.__dict__["_modes"] = [(path, module) for path, module in bare.named_modules()]
         self.hook_embed = HookPoint()

@@ -120,7 +120,8 @@ def wrap(
         for tower in (clip.vision, clip.text):
             check_parity(tower)
         return clip
-    parts = (family or _family(inner))(inner)
+    family = family or _family(inner)
+    parts = family(inner)
     found = _preprocess(preprocess, parts, inner, source) if parts.modality == "image" else None
     model = HookedViT(bare, parts, preprocess=found, name=title)
     model.__dict__["family"] = family

@@ -1,0 +1,299 @@
+"""A CIGMA study in words and figures: the text summary, and the HTML report."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from mechvis.report.blocks import Block, Code, Facts, Figure, Images, Note, Section, Table, Text, Tile, Tiles
+from mechvis.report.build import ensure_report_path, write_report
+
+if TYPE_CHECKING:
+    from circuits.study import Study
+
+
+def summary(study: "Study") -> str:
+    """What was found, in a few lines."""
+    lines = [verdict(study), ""]
+    head = study.scores.top(min(5, study.scores.rows().height))
+    lines.append(f"heads by {study.scores.metrics[0]} score ({int(head['n'][0])} selection images, nats):")
+    lines += [
+        f"  {row['unit']:<8} {row['effect']:+.4f}  [{row['low']:+.4f}, {row['high']:+.4f}]"
+        f"{'  recommended' if row['unit'] in study.recommended else ''}"
+        for row in head.iter_rows(named=True)
+    ]
+    lines += ["", f"{'evaluation images':<28}{'before':>9}{'after':>9}{'change':>9}   95 % interval"]
+    for row in study.evaluation.iter_rows(named=True):
+        interval = "" if row["low"] is None else f"[{row['low']:+.3f}, {row['high']:+.3f}]"
+        lines.append(
+            f"  {row['measure']:<26}{row['before']:>9.3f}{row['after']:>9.3f}{row['change']:>+9.3f}   {interval}"
+            f" n={row['n']}"
+        )
+    if study.chosen:
+        for measure in ("BIR", "worst group"):
+            control = study.against_random(measure)
+            lines.append(
+                f"random heads, {measure}: {control['low']:.3f} to {control['high']:.3f} in 95 % of "
+                f"{control['draws']:.0f} draws; these heads: {control['observed']:.3f} (p = {control['p']:.3f})"
+            )
+    return "\n".join(lines)
+
+
+def verdict(study: "Study") -> str:
+    """One sentence: what to do, and why."""
+    if not study.recommended:
+        return (
+            "CIGMA: no head is recommended for removal: no head's guarded score is reliably above zero. The context "
+            "may be carried by many heads or by MLPs, or there may be no shortcut."
+        )
+    if not study.chosen:
+        return (
+            f"CIGMA: {len(study.recommended)} head(s) carry context ({', '.join(study.recommended[:5])}), but "
+            "removing them helps no group on the validation images, or costs too much. Nothing is removed."
+        )
+    bir, control = study.measure("BIR"), study.against_random("BIR")
+    change = 1 - bir["after"] / bir["before"]
+    beats = "outside" if control["observed"] < control["low"] else "inside"
+    return (
+        f"CIGMA: removing {', '.join(study.chosen)} lowers the background influence ratio from {bir['before']:.3f} to "
+        f"{bir['after']:.3f} (-{change:.0%}); that is {beats} what random heads do."
+    )
+
+
+def report_study(study: "Study", path: str | Path) -> Path:
+    """Write the report of a study as one HTML file.
+
+    Raises:
+        OutputNotWritable: before anything is drawn.
+    """
+    path = ensure_report_path(path)
+    data = study.provenance.get("data", {}).get("name", "images")
+    model = study.provenance.get("model", {}).get("name", "a model")
+    counts = study.settings["images"]
+    subtitle = f"{model} on {data}: " + ", ".join(f"{n} {name}" for name, n in counts.items()) + " images, disjoint"
+    sections = [
+        Section("What was found", _found(study)),
+        Section("How far to believe it", _belief(study)),
+        Section("Before and after", _before_after(study)),
+        Section("Heads", _heads(study)),
+        Section("How many heads to remove", _curve(study)),
+        Section("Against other ways to choose heads", _controls(study)),
+        Section("Example images", _examples(study)),
+        Section(
+            "Settings",
+            [
+                Facts({k: _shown(v) for k, v in study.settings.items()}),
+                Code("model = mechvis.load(...)\nstudy = circuits.load_study(folder)\npruned = study.apply(model)"),
+            ],
+        ),
+    ]
+    return write_report(path, "Which heads look at the background?", subtitle, sections, study.provenance)
+
+
+def _found(study: "Study") -> list[Block]:
+    bir = study.measure("BIR")
+    tiles = [
+        Tile(
+            f"{bir['before']:.3f} → {bir['after']:.3f}",
+            "background influence ratio",
+            "0 = object only, 1 = context only",
+        )
+    ]
+    for row in study.evaluation.iter_rows(named=True):
+        if row["measure"].startswith("accuracy: ") or row["measure"] == "accuracy":
+            tiles.append(Tile(f"{row['before']:.1%} → {row['after']:.1%}", row["measure"], f"n = {row['n']}"))
+    tiles.append(Tile(", ".join(study.chosen) or "none", "heads removed", f"of {study.scores.rows().height}"))
+    return [Tiles(tiles), Text(verdict(study))]
+
+
+def _belief(study: "Study") -> list[Block]:
+    notes: list[Block] = []
+    if study.chosen:
+        bir, control = study.measure("BIR"), study.against_random("BIR")
+        if control["observed"] < control["low"]:
+            notes.append(
+                Note(
+                    "good",
+                    f"Random heads of equal number leave BIR between {control['low']:.3f} and "
+                    f"{control['high']:.3f} (95 % of {control['draws']:.0f} draws); these heads reach "
+                    f"{control['observed']:.3f}.",
+                )
+            )
+        else:
+            notes.append(
+                Note("warning", "Random heads of equal number lower BIR as much: the selection is not shown to matter.")
+            )
+        if bir["high"] >= 0:
+            notes.append(Note("warning", "The interval of the change in BIR includes zero."))
+        object_only = study.measure("accuracy, object only")
+        if object_only["change"] < 0 and (object_only["high"] or 0) < 0:
+            notes.append(
+                Note(
+                    "warning",
+                    f"Accuracy on the object alone falls by {-object_only['change']:.1%}: the heads carry "
+                    "object evidence too.",
+                )
+            )
+    if study.masks.get("source") == "optimised":
+        failed, n = study.masks.get("failed self-check", 0), study.masks.get("n", 0)
+        notes.append(
+            Note(
+                "warning",
+                f"Masks are the model's own (optimised); {failed} of {n} do not keep the prediction. Where "
+                "the model relies on the context they show the context, and scores turn around.",
+            )
+        )
+    low = [f"{name}: {value:.2f}" for name, value in study.stability.items() if name != "images" and value < 0.7]
+    if low:
+        notes.append(Note("warning", "The ranking depends on how the score is set up: " + "; ".join(low) + "."))
+    facts: dict[str, Any] = {f"masks, {name}": _shown(value) for name, value in study.masks.items()}
+    facts |= {name: _shown(value) for name, value in study.stability.items()}
+    return [
+        *notes,
+        Text(
+            "A head's score is how much less the prediction depends on the context without it, minus the damage that "
+            "its removal does where only the object is visible. Heads are selected, their number is chosen, and the "
+            "outcome is measured on three disjoint sets of images. Intervals are 95 % bootstrap intervals over images, "
+            "paired for differences; they say nothing about other data, other models, or other shortcuts. Removing "
+            "heads is a test of what they carry, not a guarantee that a shortcut is gone."
+        ),
+        Facts(facts),
+    ]
+
+
+def _before_after(study: "Study") -> list[Block]:
+    return [
+        Table(
+            study.evaluation,
+            "Evaluation images. Change with 95 % paired bootstrap interval over images. BIG and FIG are "
+            "Jensen-Shannon divergences in nats.",
+        )
+    ]
+
+
+def _heads(study: "Study") -> list[Block]:
+    from mechvis import plots
+
+    rank = study.scores.metrics[0]
+    blocks: list[Block] = []
+    for metric in dict.fromkeys((rank, "cigma", "damage")):
+        cube = study.scores.cube("layer", "head", metric=metric)
+        marked = study.scores.cube("layer", "head", value="significant", metric=metric) == 1
+        blocks.append(
+            Figure(
+                plots.head_map(cube, significant=marked, title=metric, label="nats"),
+                {
+                    "cigma": "Raw score: fall of background information gain without the head. A head whose removal "
+                    "destroys everything scores high here too.",
+                    "damage": "Change of the prediction where only the object is visible. Near zero for a pure "
+                    "context head.",
+                }.get(metric, "Score that ranks: raw score minus damage."),
+            )
+        )
+    wide = study.scores.table.pivot(on="metric", index=["unit", "layer", "head"], values="effect")
+    interval = study.scores.rows(rank).select("unit", "low", "high", "significant")
+    table = wide.join(interval, on="unit").sort(rank, descending=True)
+    if study.true_positives is not None:
+        paper = study.true_positives.rows("cigma").select("unit", pl.col("effect").alias("cigma, true positives"))
+        table = table.join(paper, on="unit", how="left", maintain_order="left")
+    blocks.append(
+        Table(
+            table,
+            f"All heads on the selection images, by {rank}; low and high belong to it. The last column is the "
+            "paper's score on correctly classified images alone.",
+        )
+    )
+    return blocks
+
+
+def _curve(study: "Study") -> list[Block]:
+    from mechvis import plots
+
+    frame = study.curve
+    if frame.height < 2:
+        return [Text("No head was recommended, so there is nothing to try."), Table(frame, "Validation images.")]
+    names = [
+        "BIR",
+        "accuracy",
+        *(c for c in frame.columns if c.startswith("accuracy: ")),
+        "object only",
+        "context only",
+    ]
+    x = frame["K"].to_numpy().astype(float)
+    lines = [plots.Line(name=name, x=x, y=frame[name].to_numpy()) for name in names]
+    figure = plots.curve(
+        lines, chosen=float(len(study.chosen)), title="Validation images", x_label="heads removed", y_label="share"
+    )
+    return [
+        Figure(
+            figure,
+            "The mark is the number chosen: best worst group among those that cost no group more than "
+            f"{study.settings['max_cost']:.0%}.",
+        ),
+        Table(frame, "Validation images, one row per number of heads."),
+    ]
+
+
+def _controls(study: "Study") -> list[Block]:
+    from mechvis import plots
+
+    blocks: list[Block] = []
+    drawn = study.controls.filter(pl.col("selection") == "random")
+    if study.chosen and drawn.height:
+        for measure in ("BIR", "worst group"):
+            blocks.append(
+                Figure(
+                    plots.control_strip(
+                        drawn[measure].to_numpy(),
+                        study.against_random(measure)["observed"],
+                        name="chosen heads",
+                        control_name="random heads",
+                        title=measure,
+                        label=measure,
+                    )
+                )
+            )
+    blocks.append(
+        Table(
+            study.controls,
+            "The same measures on the same evaluation images for every selection. Locate-Then-Correct "
+            "mean-ablates its own number of heads.",
+        )
+    )
+    return blocks
+
+
+def _examples(study: "Study") -> list[Block]:
+    pictures = study.examples["pictures"]
+    marked = [_outline(picture, mask) for picture, mask in zip(pictures[0], study.examples["masks"], strict=True)]
+    answers = ["right" if b else "wrong" for b in study.examples["before"]]
+    then = ["right" if a else "wrong" for a in study.examples["after"]]
+    ids = study.images["id"].to_list()
+    groups = study.images["group"].to_list() if "group" in study.images.columns else [""] * len(ids)
+    captions = [
+        f"{ids[i]} {groups[i]}: {b} before, {a} after"
+        for i, b, a in zip(study.examples["index"].tolist(), answers, then, strict=True)
+    ]
+    return [
+        Images(marked, captions, "With the object's outline; half of them change their answer where there are such."),
+        Images(list(pictures[1]), [], "The same without context: FIG and damage look at these."),
+        Images(list(pictures[2]), [], "The same without object."),
+    ]
+
+
+def _outline(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The picture with a line around the mask."""
+    inner = mask.copy()
+    inner[1:-1, 1:-1] = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
+    out = picture.copy()
+    out[mask & ~inner] = (255, 0, 170)
+    return out
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {v}" for k, v in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
