@@ -73,7 +73,7 @@ class Edit:
         digest = hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode())
         for name, tensor in sorted(self._tensors().items()):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def describe(self) -> dict[str, Any]:
@@ -281,7 +281,7 @@ def add(
     """Add `factor * vector` (steering).
 
     Args:
-        vector: `[d]` for the last axis, or anything that broadcasts to the selected slice `[row token (head) d]`.
+        vector: `[d]` for the last axis, or anything that broadcasts to the activation, e.g. `[token (head) d]`.
     """
     return _edit("add", site, rows, tokens, heads, units, values={"*": torch.as_tensor(vector)}, factor=float(factor))
 

@@ -90,7 +90,7 @@ def apply(plan: Plan, name: str, x: Tensor) -> Tensor:
         if pending and not _disjoint(pending, targets, view):
             view, pending = _launch(view, pending), []
         pending.append(targets)
-    return _from_view(site, _launch(view, pending), x)
+    return _from_view(site, _launch(view, pending))
 
 
 def _check(edit: Edit, site: SiteInfo) -> None:
@@ -124,10 +124,10 @@ def _to_view(site: SiteInfo, x: Tensor) -> Tensor:
     return x[:, :, None, :] if x.ndim == 3 else x[:, None, None, :]
 
 
-def _from_view(site: SiteInfo, view: Tensor, like: Tensor) -> Tensor:
+def _from_view(site: SiteInfo, view: Tensor) -> Tensor:
     if "query" in site.axes:
         return rearrange(view, "row query head key -> row head query key")
-    return view if like.ndim == 4 else view.reshape(like.shape)
+    return {4: view, 3: view[:, :, 0], 2: view[:, 0, 0]}[len(site.axes)]
 
 
 def _indices(chosen: Sequence[int] | None, size: int, word: str, edit: Edit, device: torch.device) -> Tensor:
@@ -202,13 +202,13 @@ def _table(
     n_rows, n_tokens, n_groups, width = view.shape
     positional = edit.kind in ("mean", "mean_positional")
     if edit.kind == "add":
+        shape = tuple(_from_view(site, view).shape)
         try:
-            full = _to_view(site, values) if values.ndim == len(site.axes) else values
-            full = full.broadcast_to(view.shape)
+            full = _to_view(site, values.broadcast_to(shape))
         except RuntimeError as error:
             raise ShapeMismatch(
                 f"{edit!r}: a vector of shape {list(values.shape)} does not broadcast to {site.name} "
-                f"{list(view.shape)} (row token head d)."
+                f"{list(shape)} ({' '.join(site.axes)})."
             ) from error
         values, origin = full, row
     elif positional:
