@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mechvis.errors import CacheChanged, UnknownSite, nearest
+from mechvis.errors import CacheChanged, OutOfRange, UnknownSite, nearest
 from mechvis.graph import HookGraph
 
 _SHORT = {
@@ -68,7 +68,10 @@ class Cache(Mapping[str, Tensor]):
             short, layer = key
             if short not in _SHORT:
                 raise UnknownSite(f"no short name {short!r}; nearest: {', '.join(nearest(str(short), _SHORT))}.")
-            return self._graph.resolve(f"blocks.{layer % max(self._graph.n_layers, 1)}.{_SHORT[short]}")
+            n_layers = self._graph.n_layers
+            if not -n_layers <= layer < n_layers:
+                raise OutOfRange(f"layer {layer} in {key!r}: this model has layers 0 to {n_layers - 1}.")
+            return self._graph.resolve(f"blocks.{layer % n_layers}.{_SHORT[short]}")
         return self._graph.resolve(key)
 
     def __iter__(self) -> Iterator[str]:
