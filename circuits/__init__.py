@@ -3,22 +3,22 @@
 Here now: head-ablation studies (CIGMA with guards, controls and comparators) and pruning.
 """
 
-import importlib
+from typing import TYPE_CHECKING
 
-_HOME = {
-    "cigma": "circuits.cigma",
-    "Study": "circuits.study",
-    "load_study": "circuits.study",
-    "prune": "circuits.prune",
-    "save_pruned": "circuits.prune",
-}
+from mechvis.lazy import publish
 
-__all__ = sorted(_HOME)
+__all__ = publish(
+    __name__,
+    {
+        "cigma": "circuits.cigma",
+        "Study": "circuits.study",
+        "load_study": "circuits.study",
+        "prune": "circuits.prune",
+        "save_pruned": "circuits.prune",
+    },
+)
 
-
-def __getattr__(name: str):
-    if name in _HOME:
-        value = getattr(importlib.import_module(_HOME[name]), name)
-        globals()[name] = value  # over a module of the same name (circuits.cigma): the function is what users mean
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if TYPE_CHECKING:  # for editors and type checkers
+    from circuits.cigma import cigma
+    from circuits.prune import prune, save_pruned
+    from circuits.study import Study, load_study

@@ -41,8 +41,8 @@ def prune(model: Any, heads: Sequence[Unit]) -> Any:
             linear, width = block.attn.out, block.attn.d_head
             if type(linear) is not torch.nn.Linear:
                 raise UnsupportedModel(
-                    f"the output projection of block {unit.layer} is {type(linear).__name__}, not a plain Linear: merge "
-                    "adapters or dequantise first."
+                    f"the output projection of block {unit.layer} is {type(linear).__name__}, not a plain Linear: "
+                    "merge adapters or dequantise first."
                 )
             linear.weight[:, unit.index * width : (unit.index + 1) * width] = 0
     copied.__dict__["pruned"] = tuple(heads)

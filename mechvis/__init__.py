@@ -11,33 +11,32 @@
 Everything public is listed in `__all__` and imported when first used, so that `import mechvis` stays light.
 """
 
-import importlib
+from typing import TYPE_CHECKING
+
+from mechvis.lazy import publish
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "load": "mechvis.models.load",
-    "means": "mechvis.means",
-    "sweep": "mechvis.sweep",
-    "Result": "mechvis.results",
-    "ImageSet": "mechvis.data",
-    "HookedViT": "mechvis.hooked",
-    "HookedCLIP": "mechvis.clip",
-}
-_MODULES = ("axes", "data", "edits", "errors", "metrics", "stats", "testing")
+__all__ = publish(
+    __name__,
+    {
+        "load": "mechvis.models.load",
+        "means": "mechvis.means",
+        "sweep": "mechvis.sweep",
+        "Result": "mechvis.results",
+        "ImageSet": "mechvis.data.images",
+        "HookedViT": "mechvis.hooked",
+        "HookedCLIP": "mechvis.clip",
+    },
+    ("axes", "data", "edits", "errors", "metrics", "stats", "testing"),
+)
 
-__all__ = sorted([*_HOME, *_MODULES])
-
-
-def __getattr__(name: str):
-    if name in _HOME:
-        value = getattr(importlib.import_module(_HOME[name]), name)
-        globals()[name] = value  # over a module of the same name (mechvis.sweep): the function is what users mean
-        return value
-    if name in _MODULES:
-        return importlib.import_module(f"mechvis.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+if TYPE_CHECKING:  # for editors and type checkers
+    from mechvis import axes, data, edits, errors, metrics, stats, testing
+    from mechvis.clip import HookedCLIP
+    from mechvis.data.images import ImageSet
+    from mechvis.hooked import HookedViT
+    from mechvis.means import means
+    from mechvis.models.load import load
+    from mechvis.results import Result
+    from mechvis.sweep import sweep
