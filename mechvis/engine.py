@@ -25,7 +25,7 @@ from mechvis.errors import BadData, NotFinite, OutOfMemory, unknown
 from mechvis.parallel.ledger import Ledger, Piece, cut
 from mechvis.progress import track
 from mechvis.units import Unit
-from mechvis.wave import Replacement, bytes_per_row, wave
+from mechvis.wave import Replacement, bytes_per_row, rows_at_once, wave
 
 logger = logging.getLogger(__name__)
 
@@ -161,11 +161,25 @@ def _compute(job: Job, piece: Piece, engine: str) -> dict[str, np.ndarray]:
     clean, edited = run(job, pixels, units, replacement)
     _check_finite(clean, edited, units, piece)
     found = job.measure(clean.unflatten(0, (n_views, n)), edited.unflatten(1, (n_views, n)), piece.images)
-    return {name: value.detach().cpu().numpy() for name, value in found.items()}
+    return {name: _array(value) for name, value in found.items()}
+
+
+def _array(value: Tensor) -> np.ndarray:
+    """numpy has no bfloat16."""
+    return (value.float() if value.dtype == torch.bfloat16 else value).detach().cpu().numpy()
 
 
 def _wave(job: Job, pixels: Tensor, units: list[Unit], replacement: Replacement) -> tuple[Tensor, Tensor]:
-    return wave(job.model.parts, pixels, units, replacement, base=job.base)
+    return wave(job.model.parts, pixels, units, replacement, base=job.base, at_once=_at_once(job))
+
+
+def _at_once(job: Job) -> int | None:
+    """Rows that go through a block together: on an accelerator all, on a CPU as many as fit its cache."""
+    return rows_at_once(job.model.parts, _element(job)) if job.model.device.type == "cpu" else None
+
+
+def _element(job: Job) -> int:
+    return torch.finfo(job.model.dtype).bits // 8
 
 
 def _plain(job: Job, pixels: Tensor, units: list[Unit], replacement: Replacement) -> tuple[Tensor, Tensor]:
@@ -202,17 +216,24 @@ def _check_finite(clean: Tensor, edited: Tensor, units: list[Unit], piece: Piece
 
 def cut_size(job: Job, budget: int) -> tuple[int, int]:
     """Images and units per piece that fit the budget."""
-    element = torch.finfo(job.model.dtype).bits // 8
-    rows = budget // bytes_per_row(job.model.parts, element)
-    all_units = (1 + len(job.units)) * job.n_views
+    kept, working = bytes_per_row(job.model.parts, _element(job))
+    views, at_once = job.n_views, _at_once(job)
+    all_units = (1 + len(job.units)) * views
+    rows, most = budget // (kept + working), job.n_images
+    if at_once is not None:
+        group = max(at_once, views)
+        if rows > group:
+            rows = group + (budget - group * (kept + working)) // kept
+        # More images per piece than go through a block together would not be faster.
+        most = min(most, max(1, group // views))
     if rows >= all_units:
-        return min(job.n_images, max(1, rows // all_units)), len(job.units)
-    units = rows // job.n_views - 1
+        return max(1, min(most, rows // all_units)), len(job.units)
+    units = rows // views - 1
     if units < 1:
-        needed = 2 * job.n_views * bytes_per_row(job.model.parts, element)
+        needed = 2 * views * (kept + working)
         raise OutOfMemory(
-            f"one image with one unit needs about {needed / 2**20:.0f} MiB for activations, the budget is "
-            f"{budget / 2**20:.0f} MiB. Raise budget=."
+            f"one image with one unit needs about {needed / 2**20:.3g} MiB for activations, the budget is "
+            f"{budget / 2**20:.3g} MiB. Raise budget=."
         )
     return 1, units
 

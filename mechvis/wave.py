@@ -9,6 +9,8 @@ there, and the batch grows from layer to layer (hooks_circuits.md section 4):
    that is known without running the half-block again: `(z_new - z) W_O`, `(h_new - h) W_out`.
 4. *Only what is read*: in the last block, queries and MLP run for the tokens of the read-out alone (the CLS token);
    keys and values still run for all.
+5. *A few rows at a time*: within a block the rows go through in groups whose activations stay in the processor's
+   cache; between blocks only the stream is kept, in one buffer.
 
 The plain twin is one full forward per unit with `model.run(edits=[...])`; the tests compare them.
 """
@@ -17,7 +19,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 
 import torch
-from einops import einsum
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -37,6 +39,7 @@ def wave(
     units: Sequence[Unit],
     replacement: Replacement,
     base: Sequence[Unit] = (),
+    at_once: int | None = None,
 ) -> tuple[Float[Tensor, "image out"], Float[Tensor, "unit image out"]]:
     """Output of the clean run, and of one run per unit with that unit replaced.
 
@@ -46,22 +49,21 @@ def wave(
         units: sorted by layer.
         replacement: what goes in the place of a unit's activation.
         base: heads that are replaced in every row, the clean one included.
+        at_once: rows that go through a block together; None: all of them.
 
     Returns:
         clean output `[image out]` and `[unit image out]` (logits if the model has a head, else its last output).
     """
     n, n_layers = len(pixels), len(parts.blocks)
-    x = parts.embed(pixels)
-    rows = _Rows(x, 1 + len(units))
+    rows = _Rows(parts.embed(pixels), 1 + len(units), at_once)
     by_layer = {layer: list(found) for layer, found in groupby(units, key=lambda unit: unit.layer)}
     reads = parts.reads if isinstance(parts.reads, tuple) else None
     for layer, block in enumerate(parts.blocks):
         entering = by_layer.get(layer, [])
         for unit in (u for u in entering if u.kind == "tokens"):
             new = replacement(unit.site)
-            edited = rows.clean.clone()
+            edited = rows.enter(unit).copy_(rows.clean)
             edited[:, unit.index] = 0 if new is None else new[:, unit.index]
-            rows.enter(unit, edited)
         last_tokens = list(reads) if reads is not None and layer == n_layers - 1 else None
         gone = [unit for unit in base if unit.layer == layer]
         _attention_half(block, rows, entering, gone, replacement, last_tokens)
@@ -75,11 +77,12 @@ def wave(
 class _Rows:
     """The growing batch: clean rows first, then `n` rows per unit that has entered, in one buffer."""
 
-    def __init__(self, clean: Residual, blocks: int):
+    def __init__(self, clean: Residual, blocks: int, at_once: int | None):
         self.n = len(clean)
         self.buffer = clean.new_empty(blocks * self.n, *clean.shape[1:])
         self.buffer[: self.n] = clean
         self.entered: list[Unit] = []
+        self.step = blocks * self.n if at_once is None else max(1, at_once // self.n) * self.n
 
     @property
     def clean(self) -> Residual:
@@ -87,12 +90,21 @@ class _Rows:
 
     @property
     def all(self) -> Residual:
-        return self.buffer[: (1 + len(self.entered)) * self.n]
+        return self.buffer[: self.stop]
 
-    def enter(self, unit: Unit, stream: Residual) -> None:
-        start = (1 + len(self.entered)) * self.n
-        self.buffer[start : start + self.n] = stream
-        self.entered.append(unit)
+    @property
+    def stop(self) -> int:
+        return (1 + len(self.entered)) * self.n
+
+    def groups(self) -> list[slice]:
+        """The rows in groups of whole units; the first group begins with the clean rows."""
+        return [slice(start, min(start + self.step, self.stop)) for start in range(0, self.stop, self.step)]
+
+    def enter(self, *units: Unit) -> Residual:
+        """Places `[unit*image token d_model]` of new rows, to be filled."""
+        start = self.stop
+        self.entered += units
+        return self.buffer[start : self.stop]
 
     def narrow(self, tokens: Sequence[int]) -> None:
         """Keep only these tokens from here on."""
@@ -112,42 +124,55 @@ def _attention_half(
     tokens: list[int] | None,
 ) -> None:
     attn, n = block.attn, rows.n
-    normal = block.ln1(rows.all)
-    k, v = attn.kv(normal)
-    z = plain.mix(attn, attn.q(normal if tokens is None else normal[:, tokens]), k, v)
-    for unit in gone:
-        # All rows of the batch: clean rows first, then `n` rows per entered unit.
-        new = _new(replacement, unit.site, z[:n], tokens)[:, :, unit.index]
-        z[:, :, unit.index] = new.repeat(len(z) // n, 1, 1)
-    out = attn.out(plain.merge(z))
-    out = out if block.scale1 is None else block.scale1(out)
+    stream = rows.all
     if tokens is not None:
-        rows.narrow(tokens)
-    clean_before = rows.clean.clone() if any(u.kind == "attn_out" for u in entering) else None
-    torch.add(out, rows.all, out=rows.all)
-    heads = [u for u in entering if u.kind in ("heads", "result")]
-    if heads:
-        _enter_heads(block, rows, heads, z[:n], replacement, tokens)
-    for unit in (u for u in entering if u.kind == "attn_out"):
-        rows.enter(unit, clean_before + _new(replacement, unit.site, out[:n], tokens))
+        rows.narrow(tokens)  # `stream` still has all tokens, for keys and values
+    writes = [u for u in entering if u.kind == "attn_out"]
+    clean_before = rows.clean.clone() if writes else None
+    for group in rows.groups():
+        normal = block.ln1(stream[group])
+        k, v = attn.kv(normal)
+        z = plain.mix(attn, attn.q(normal if tokens is None else normal[:, tokens]), k, v)
+        for unit in gone:
+            new = _new(replacement, unit.site, z[:n], tokens)[:, :, unit.index]
+            z[:, :, unit.index] = new.repeat(len(z) // n, 1, 1)
+        out = attn.out(plain.merge(z))
+        out = out if block.scale1 is None else block.scale1(out)
+        # In this order, as the upstream does it.
+        torch.add(out, rows.buffer[group], out=rows.buffer[group])
+        if group.start == 0:
+            clean_z, clean_out = z[:n].clone(), out[:n].clone()
+    for kind in ("heads", "result"):
+        if heads := [u for u in entering if u.kind == kind]:
+            _enter_heads(block, rows, heads, clean_z, replacement, tokens)
+    for unit in writes:
+        torch.add(clean_before, _new(replacement, unit.site, clean_out, tokens), out=rows.enter(unit))
 
 
 def _enter_heads(
     block: BlockParts, rows: _Rows, heads: Sequence[Unit], z: Tensor, replacement: Replacement, tokens: list[int] | None
 ) -> None:
     """Rows of ablated heads: the clean stream after attention plus the change that the head's output makes."""
-    weight = block.attn.out_weight()
     index = [unit.index for unit in heads]
+    clean = rows.clean
+    change = rows.enter(*heads).unflatten(0, (len(heads), rows.n))
+    flat = change.flatten(1, 2)
+    weight = block.attn.out_weight()[index]
     if heads[0].kind == "heads":
         new = _new(replacement, heads[0].site, z, tokens)
-        change = einsum((new - z)[:, :, index], weight[index], "image token head e, head e d -> head image token d")
+        difference = rearrange((new - z)[:, :, index], "image token head e -> head (image token) e")
+        torch.bmm(difference, weight, out=flat)
     else:
-        result = einsum(z[:, :, index], weight[index], "image token head e, head e d -> image token head d")
         new = replacement(heads[0].site)
-        new = torch.zeros_like(result) if new is None else (new if tokens is None else new[:, tokens])[:, :, index]
-        change = (new - result).movedim(2, 0)
-    for unit, delta in zip(heads, change, strict=True):
-        rows.enter(unit, rows.clean + (delta if block.scale1 is None else block.scale1(delta)))
+        if new is None:
+            flat.zero_()
+        else:
+            new = (new if tokens is None else new[:, tokens])[:, :, index]
+            change.copy_(rearrange(new, "image token head d -> head image token d"))
+        flat.baddbmm_(rearrange(z[:, :, index], "image token head e -> head (image token) e"), weight, alpha=-1)
+    if block.scale1 is not None:
+        change.copy_(block.scale1(change))
+    change += clean
 
 
 def _mlp_half(
@@ -157,18 +182,21 @@ def _mlp_half(
     writes = [u for u in entering if u.kind == "mlp_out"]
     neurons = [u for u in entering if u.kind == "neurons"]
     clean_before = rows.clean.clone() if writes else None
-    post = block.act(block.mlp_in(block.ln2(rows.all)))
-    out = block.mlp_out(post)
-    out = out if block.scale2 is None else block.scale2(out)
-    torch.add(out, rows.all, out=rows.all)
+    for group in rows.groups():
+        post = block.act(block.mlp_in(block.ln2(rows.buffer[group])))
+        out = block.mlp_out(post)
+        out = out if block.scale2 is None else block.scale2(out)
+        torch.add(out, rows.buffer[group], out=rows.buffer[group])
+        if group.start == 0:
+            clean_post, clean_out = (post[:n].clone() if neurons else None), (out[:n].clone() if writes else None)
     for unit in writes:
-        rows.enter(unit, clean_before + _new(replacement, unit.site, out[:n], tokens))
+        torch.add(clean_before, _new(replacement, unit.site, clean_out, tokens), out=rows.enter(unit))
     if neurons:
         weight = block.mlp_out_weight()
-        change = _new(replacement, neurons[0].site, post[:n], tokens) - post[:n]
+        change = _new(replacement, neurons[0].site, clean_post, tokens) - clean_post
         for unit in neurons:
             delta = change[:, :, unit.index, None] * weight[unit.index]
-            rows.enter(unit, rows.clean + (delta if block.scale2 is None else block.scale2(delta)))
+            torch.add(rows.clean, delta if block.scale2 is None else block.scale2(delta), out=rows.enter(unit))
 
 
 def _new(replacement: Replacement, site: str, like: Tensor, tokens: list[int] | None) -> Tensor:
@@ -187,10 +215,22 @@ def _read_out(parts: TowerParts, x: Residual, inputs: Tensor, *, restricted: boo
     return x if parts.head is None else parts.head(x)
 
 
-def bytes_per_row(parts: TowerParts, element_size: int) -> int:
-    """Memory one row needs at its widest point: stream, normalised stream, q, k, v or MLP hidden, and the write."""
+def bytes_per_row(parts: TowerParts, element_size: int) -> tuple[int, int]:
+    """Memory of one row: what it keeps from block to block (the stream), and what it needs while it is in a block (the
+    normalised stream, q, k, v and z or the MLP's hidden layer before and after the activation, and the write)."""
     block = parts.blocks[0]
-    attention = 6 * parts.d_model
-    hidden = 3 * parts.d_model + 2 * block.d_mlp
     scores = 0 if block.attn.fused() else 2 * block.attn.n_heads * parts.n_tokens
-    return parts.n_tokens * (max(attention + scores, hidden)) * element_size
+    working = max(6 * parts.d_model + scores, 2 * parts.d_model + 2 * block.d_mlp)
+    return parts.n_tokens * parts.d_model * element_size, parts.n_tokens * working * element_size
+
+
+WIDEST_ON_CPU = 24 * 2**20
+"""Bytes of the widest activation of the rows that go through a block together on a CPU."""
+
+
+def rows_at_once(parts: TowerParts, element_size: int) -> int:
+    """Rows that go through a block together on a CPU, by :data:`WIDEST_ON_CPU`."""
+    block = parts.blocks[0]
+    scores = 0 if block.attn.fused() else block.attn.n_heads * parts.n_tokens
+    widest = parts.n_tokens * max(block.d_mlp, 3 * parts.d_model, scores) * element_size
+    return max(1, WIDEST_ON_CPU // widest)
