@@ -479,7 +479,7 @@ def _sensitivity(
     some = select.images[: min(SENSITIVITY_IMAGES, len(select.images))]
     masks = select.masks.masks[: len(some)]
     base = np.nanmean(scores.values[rank_by][:, : len(some)], axis=1)
-    found = {"images": float(len(some))}
+    found = {"images scored again": float(len(some))}
     changes = {
         "fill blur": {"fill": "blur" if options["fill"] != "blur" else "mean"},
         "tau 2": {"tau": 2.0},

@@ -144,7 +144,7 @@ def _belief(study: "Study") -> list[Block]:
                 "the model relies on the context they show the context, and scores turn around.",
             )
         )
-    low = [f"{name}: {value:.2f}" for name, value in study.stability.items() if name != "images" and value < 0.7]
+    low = [f"{name}: {value:.2f}" for name, value in study.stability.items() if name.startswith("rank") and value < 0.7]
     if low:
         notes.append(Note("warning", "The ranking depends on how the score is set up: " + "; ".join(low) + "."))
     facts: dict[str, Any] = {f"masks, {name}": _shown(value) for name, value in study.masks.items()}
@@ -254,14 +254,19 @@ def _controls(study: "Study") -> list[Block]:
                     )
                 )
             )
-    blocks.append(
-        Table(
-            study.controls,
-            "The same measures on the same evaluation images for every selection. Locate-Then-Correct "
-            "mean-ablates its own number of heads.",
+    shown = study.controls.filter(pl.col("selection") != "random")
+    if drawn.height:
+        numbers = [name for name, kind in drawn.schema.items() if kind.is_numeric()]
+        mean = drawn.select(
+            pl.lit(f"random, mean of {drawn.height}").alias("selection"),
+            pl.lit("").alias("heads"),
+            *(pl.col(name).mean() for name in numbers),
         )
+        shown = pl.concat([shown, mean], how="diagonal")
+    caption = (
+        "The same evaluation images for every selection. Locate-Then-Correct mean-ablates its own number of heads."
     )
-    return blocks
+    return [*blocks, Table(shown, caption)]
 
 
 def _examples(study: "Study") -> list[Block]:
@@ -277,8 +282,16 @@ def _examples(study: "Study") -> list[Block]:
     ]
     return [
         Images(marked, captions, "With the object's outline; half of them change their answer where there are such."),
-        Images(list(pictures[1]), [], "The same without context: FIG and damage look at these."),
-        Images(list(pictures[2]), [], "The same without object."),
+        Images(
+            list(pictures[1]),
+            [],
+            "Without context: BIG compares the prediction with this one, and damage looks at it alone.",
+        ),
+        Images(
+            list(pictures[2]),
+            [],
+            "Without object: FIG compares with this one. With mean fill the outline stays visible.",
+        ),
     ]
 
 

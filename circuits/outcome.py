@@ -73,10 +73,6 @@ class Outcome:
         return {
             "heads removed": float(len(self.heads)),
             "BIR": self.bir,
-            "mean ratio": ratio,
-            "images without influence": float(dropped),
-            "BIG": float(self.big.mean()),
-            "FIG": float(self.fig.mean()),
             "accuracy": float(self.correct.mean()),
             "worst group": self.worst_group,
             **{f"accuracy: {group}": value for group, value in self.group_accuracy.items()},
@@ -84,6 +80,10 @@ class Outcome:
             "context only": float(self.context_only.mean()),
             "calibration error": calibration_error(self.confidence, self.correct),
             "NLL": float(self.nll.mean()),
+            "BIG": float(self.big.mean()),
+            "FIG": float(self.fig.mean()),
+            "mean ratio": ratio,
+            "images without influence": float(dropped),
         }
 
 

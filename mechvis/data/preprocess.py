@@ -83,9 +83,9 @@ class Preprocess:
         if len(images) == 0:
             raise BadImages("no images given: the list is empty.")
         for index, image in enumerate(images):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != len(self.mean):
                 raise BadImages(
-                    f"image {index}: expected uint8 [height width 3], got {image.dtype} {image.shape}. "
+                    f"image {index}: expected uint8 [height width {len(self.mean)}], got {image.dtype} {image.shape}. "
                     "Convert it to RGB first."
                 )
         done = self.processor(images=list(images), return_tensors="pt", input_data_format="channels_last")

@@ -19,6 +19,7 @@ architecture: `shortcut_parts` is its map.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from mechvis.data.images import ImageSet
 from mechvis.data.preprocess import Preprocess
 from mechvis.models.parts import AttentionParts, BlockParts, TowerParts
 
@@ -35,7 +37,7 @@ OBJECT, CONTEXT, CLS = 0, 1, 2
 RAW, PROMOTED, LOGITS, PLACE = slice(3, 6), slice(6, 9), slice(9, 12), slice(12, 14)
 D_MODEL, SLOTS, TOKENS = 14, 12, 1 + GRID * GRID
 CHANNELS = 2 + CLASSES
-MIX_SEED = 5609
+MIX_SEED = 905028
 
 
 class ShortcutAttention(nn.Module):
@@ -181,10 +183,15 @@ def shortcut_parts(model: ShortcutViT) -> TowerParts:
     )
 
 
+def _as_made(images: Sequence[np.ndarray], **settings: object) -> dict[str, Tensor]:
+    """Stands in for an image processor: what is drawn is what the model reads."""
+    return {"pixel_values": torch.from_numpy(np.stack(images)).double().permute(0, 3, 1, 2).contiguous()}
+
+
 def shortcut_preprocess() -> Preprocess:
     """The images of this model are made, not read: values in [0, 1], nothing subtracted."""
     return Preprocess(
-        processor=None,
+        processor=_as_made,
         height=GRID,
         width=GRID,
         mean=(0.0,) * CHANNELS,
@@ -232,6 +239,21 @@ class ShortcutImages:
     def groups(self) -> np.ndarray:
         """`agree` or `conflict` per image."""
         return np.where(self.agree.numpy(), "agree", "conflict")
+
+    def image_set(self) -> ImageSet:
+        """The same images for sweeps and studies: with labels, masks and groups."""
+        drawn = self.pixels.permute(0, 2, 3, 1).to(torch.uint8).numpy()
+        return ImageSet(
+            name="shortcut images",
+            ids=tuple(f"shortcut/{i:06d}" for i in range(len(self))),
+            read=drawn.__getitem__,
+            rows=np.arange(len(self)),
+            labels=self.labels.numpy(),
+            class_names=("a", "b", "c"),
+            read_mask=self.masks.numpy().__getitem__,
+            groups=self.groups,
+            preprocess=shortcut_preprocess(),
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
