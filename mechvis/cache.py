@@ -30,6 +30,11 @@ _SHORT = {
 }
 
 
+def version_of(value: Tensor) -> int:
+    """Counter of in-place changes; 0 for tensors made in inference mode, which keep none."""
+    return 0 if value.is_inference() else value._version
+
+
 class Cache(Mapping[str, Tensor]):
     """Captured activations by canonical name, native module path, or `(short name, layer)`.
 
@@ -45,7 +50,7 @@ class Cache(Mapping[str, Tensor]):
 
     def _put(self, name: str, value: Tensor) -> None:
         self._tensors[name] = value
-        self._versions[name] = value._version
+        self._versions[name] = version_of(value)
 
     def __getitem__(self, key: str | tuple[str, int]) -> Tensor:
         name = self._name(key)
@@ -56,7 +61,7 @@ class Cache(Mapping[str, Tensor]):
                 f"{' ...' if len(self) > len(have) else ''}. Add it to capture=[...]."
             )
         value = self._tensors[name]
-        if value._version != self._versions[name]:
+        if version_of(value) != self._versions[name]:
             raise CacheChanged(
                 f"the captured tensor {name!r} was changed in place after it was captured. "
                 "Work on a copy: cache[...].clone()."

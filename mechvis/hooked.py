@@ -22,7 +22,7 @@ from transformer_lens.HookedRootModule import HookedRootModule
 
 from mechvis import block as plain
 from mechvis import graph as graphs
-from mechvis.cache import Cache
+from mechvis.cache import Cache, version_of
 from mechvis.data.preprocess import Preprocess, check_pixels
 from mechvis.edits import Edit
 from mechvis.errors import BadData, BadImages, MixedDevices, OutOfRange, ShapeMismatch, TrainMode
@@ -134,6 +134,11 @@ class BlockSites(_Sites):
 
 def _hooked(point: HookPoint) -> bool:
     return bool(point._forward_hooks or point._backward_hooks or point._forward_pre_hooks or point._backward_pre_hooks)
+
+
+def _gradient_asked(name: str, active: Active | None) -> bool:
+    """Is a by-product (head result, norm scale) captured with its graph? Then the output is computed from it."""
+    return active is not None and active.keep_graph and name in active.capture
 
 
 def _statistics(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -251,9 +256,9 @@ class HookedViT(HookedRootModule):
         z = self._at(at + "hook_z", points.hook_z, z, active)
         if self._wanted(at + "hook_result", points.hook_result, active):
             result = einsum(z, attn.out_weight(), "row token head e, head e d -> row token head d")
-            version = result._version
+            version = version_of(result)
             edited = self._at(at + "hook_result", points.hook_result, result, active)
-            if edited is not result or edited._version != version:
+            if edited is not result or version_of(edited) != version or _gradient_asked(at + "hook_result", active):
                 bias = attn.out_bias()
                 return edited.sum(2) if bias is None else edited.sum(2) + bias
         return attn.out(plain.merge(z))
@@ -262,10 +267,9 @@ class HookedViT(HookedRootModule):
         normal = None
         if self._wanted(at + "hook_scale", sites.hook_scale, active):
             centred, scale = _statistics(norm, x)
-            version = scale._version
+            version = version_of(scale)
             edited = self._at(at + "hook_scale", sites.hook_scale, scale, active)
-            asked_gradient = active is not None and active.keep_graph and (at + "hook_scale") in active.capture
-            if edited is not scale or edited._version != version or asked_gradient:
+            if edited is not scale or version_of(edited) != version or _gradient_asked(at + "hook_scale", active):
                 normal = centred / edited
                 normal = normal * norm.weight + norm.bias if hasattr(norm, "eps") else normal
         normal = norm(x) if normal is None else normal
@@ -363,7 +367,8 @@ class HookedViT(HookedRootModule):
 
     @contextlib.contextmanager
     def edited(self, edits: Sequence[Edit]) -> Iterator["HookedViT"]:
-        """Every forward of this model in this context (this thread) carries the edits.
+        """Every forward of this model in this context (this thread) carries the edits; leaving it is an error if one
+        of them never fired.
 
         Example:
             >>> with model.edited([edits.zero("blocks.3.attn.hook_z", heads=[1])]):    # doctest: +SKIP
@@ -378,6 +383,7 @@ class HookedViT(HookedRootModule):
         )
         with self._running(active):
             yield self
+        active.finish(stacklevel=4)
 
     @contextlib.contextmanager
     def _running(self, active: Active) -> Iterator[None]:

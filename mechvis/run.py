@@ -70,8 +70,8 @@ class Active:
                 )
         self.cache._put(name, x if self.keep_graph else x.detach())
 
-    def finish(self) -> None:
-        """Raise or warn about edits that did not do what they say."""
+    def finish(self, stacklevel: int = 3) -> None:
+        """Raise or warn about edits that did not do what they say; by default at the caller of the caller."""
         silent = [name for name in self.plan.at if name not in self.fired]
         if silent:
             edit = self.plan.at[silent[0]][0]
@@ -90,7 +90,7 @@ class Active:
                 warnings.warn(
                     f"{self.plan.at[name][0]!r} changed nothing at {name}: the values were already so.",
                     EffectlessEdit,
-                    stacklevel=4,
+                    stacklevel=stacklevel,
                 )
 
 

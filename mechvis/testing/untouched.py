@@ -60,6 +60,7 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float, what: str =
         raise AssertionError(
             f"{what}: {actual.dtype} {list(actual.shape)}, expected {expected.dtype} {list(expected.shape)}."
         )
+    actual, expected = actual.detach(), expected.detach()
     if not (torch.isfinite(actual).all() and torch.isfinite(expected).all()):
         raise AssertionError(f"{what}: NaN or Inf in the comparison.")
     worst = float((actual - expected).abs().max()) if actual.numel() else 0.0
