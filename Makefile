@@ -1,0 +1,51 @@
+# What this repository can do, each by one command on a machine that has only python3 (3.11 or newer, with venv) and make.
+# Every target sets up what it needs first; `.venv` is rebuilt when pyproject.toml or constraints.txt have changed.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+DEMO := demo
+TESTS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test slow bench lint format clean
+
+help:            ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1@/p' $(MAKEFILE_LIST) | awk -F@ '{ printf "  make %-8s %s\n", $$1, $$2 }'
+
+setup: $(INSTALLED)   ## create .venv and install everything that the other targets need
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@command -v $(PYTHON) > /dev/null || { echo "error: no '$(PYTHON)' here. Install Python 3.11 or newer, or name it: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: mechvis needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "error: '$(PYTHON)' lacks the module venv (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade "pip>=25.1"
+	$(RUN) -m pip install --quiet -c constraints.txt -e . --group test
+	@touch $@
+
+demo: $(INSTALLED)    ## the main job: CIGMA head sweep of the bundled classifier; table, pruned model and report in demo/
+	$(RUN) -m mechvis cigma --model scenes-vit --images scenes --out $(DEMO) --save-model $(DEMO)/pruned-model
+
+test: $(INSTALLED)    ## the tests, without the slow ones (one file: make test TESTS=tests/test_package.py)
+	$(RUN) -m pytest -m "not slow" $(TESTS)
+
+slow: $(INSTALLED)    ## the slow tests
+	$(RUN) -m pytest -m slow $(TESTS)
+
+bench: $(INSTALLED)   ## timings side by side with a plain loop and with transformer_lens
+	$(RUN) -m benchmarks
+
+lint: $(INSTALLED)    ## style, imports and layers
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(VENV)/bin/lint-imports
+
+format: $(INSTALLED)  ## rewrite files in the house style
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+clean:           ## remove what the other targets made, the environment included
+	rm -rf $(VENV) $(DEMO) build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
