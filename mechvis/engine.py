@@ -254,9 +254,11 @@ def budget_bytes(budget: str | int | None, device: torch.device) -> int:
         text = budget.strip().upper()
         digits = text.rstrip("BKMGI ")
         try:
-            return int(float(digits) * units[text[len(digits) :].strip() or "B"])
-        except (ValueError, KeyError):
-            pass
+            size = int(float(digits) * units[text[len(digits) :].strip() or "B"])
+        except (ValueError, KeyError, OverflowError):
+            size = 0
+        if size > 0:
+            return size
     elif budget is None:
         if device.type == "cuda":
             return torch.cuda.mem_get_info(device)[0] // 2

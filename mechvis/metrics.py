@@ -115,9 +115,10 @@ def classes_of(clean: Float[Tensor, "image class"], labels: Classes | None) -> t
     if n_classes < 2:
         raise ShapeMismatch(f"a contrast needs at least two classes, the head has {n_classes}.")
     target = clean.argmax(-1) if labels is None else labels.to(clean.device)
-    if int(target.min()) < 0 or int(target.max()) >= n_classes:
+    outside = target[(target < 0) | (target >= n_classes)]
+    if len(outside):
         raise OutOfRange(
-            f"label {int(target.max())} is outside the head's {n_classes} classes. Are the images' classes the model's? "
+            f"label {int(outside[0])} is outside the head's {n_classes} classes. Are the images' classes the model's? "
             "Map them, or pass labels=None to measure against the model's own predictions."
         )
     contrast = clean.masked_fill(F.one_hot(target, n_classes).bool(), float("-inf")).argmax(-1)

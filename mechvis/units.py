@@ -80,30 +80,42 @@ def units_of(model: Any, units: str | Sequence[Unit], layers: Iterable[int] | No
     n_layers = len(parts.blocks)
     wanted = range(n_layers) if layers is None else sorted({_layer(layer, n_layers) for layer in layers})
     if not isinstance(units, str):
-        chosen = sorted(units)
+        for unit in units:
+            _check(unit, parts)
+        chosen = sorted(unit for unit in units if unit.layer in wanted)
         if not chosen:
-            raise BadData("no units given.")
+            raise BadData("no units given." if not len(units) else "no units given in these layers.")
         if len(set(chosen)) != len(chosen):
             raise BadData("a unit is listed twice.")
-        for unit in chosen:
-            if unit.kind not in KINDS:
-                raise unknown("unit kind", unit.kind, KINDS)
-            count = _count(parts, unit.layer, unit.kind) if 0 <= unit.layer < n_layers else None
-            if count is None or not (unit.index is None if count == 0 else 0 <= (unit.index or 0) < count):
-                raise OutOfRange(f"{unit.name} does not exist: {n_layers} layers, {count} per layer.")
-        return [unit for unit in chosen if unit.layer in wanted]
+        return chosen
     if units not in KINDS:
         raise unknown("unit kind", units, KINDS)
     found = []
     for layer in wanted:
         count = _count(parts, layer, units)
         found += [Unit(layer, units, i) for i in range(count)] if count else [Unit(layer, units)]
+    if not found:
+        raise BadData("no units given: layers= is empty.")
     return found
 
 
 def head_units(heads: Iterable[tuple[int, int]]) -> list[Unit]:
     """Units for (layer, head) pairs."""
     return [Unit(layer, "heads", head) for layer, head in heads]
+
+
+def _check(unit: Any, parts: Any) -> None:
+    if not isinstance(unit, Unit):
+        raise BadData(f"units are made of Unit(layer, kind, index), or head_units([(layer, head), ...]); got {unit!r}.")
+    if unit.kind not in KINDS:
+        raise unknown("unit kind", unit.kind, KINDS)
+    n_layers = len(parts.blocks)
+    if not 0 <= unit.layer < n_layers:
+        raise OutOfRange(f"{unit!r} does not exist: this model has layers 0 to {n_layers - 1}.")
+    count = _count(parts, unit.layer, unit.kind)
+    if not (unit.index is None if count == 0 else unit.index is not None and 0 <= unit.index < count):
+        valid = f"index 0 to {count - 1}" if count else "no index"
+        raise OutOfRange(f"{unit!r} does not exist: {unit.kind} of layer {unit.layer} take {valid}.")
 
 
 def _layer(layer: int, n_layers: int) -> int:

@@ -56,6 +56,7 @@ class Ledger:
 
         Raises:
             ResultMismatch: the folder holds another job; the message says in what they differ.
+            StoreCorrupt: the plan in the folder is damaged.
             OutputNotWritable: the folder cannot be written.
         """
         self.folder = files.ensure_writable(folder)
@@ -63,7 +64,9 @@ class Ledger:
         path = self.folder / "plan.json"
         if path.exists():
             kept = files.read_json(path)
-            self.cut = kept.pop("cut", None)
+            self.cut = kept.pop("cut", None) if isinstance(kept, dict) else None
+            if not (isinstance(self.cut, list) and [type(n) for n in self.cut] == [int, int] and min(self.cut) > 0):
+                raise StoreCorrupt(f"{path} is not the plan of a job. Use another output folder, or delete this one.")
             if kept != {"format": FORMAT, **self.plan}:
                 both = {**kept, **self.plan}
                 differ = [key for key in both if kept.get(key) != {"format": FORMAT, **self.plan}.get(key)]
@@ -95,7 +98,7 @@ class Ledger:
             if files.checksum(data) != files.read_json(check)["sha256"]:
                 raise StoreCorrupt("checksum differs")
             return load(data)
-        except (StoreCorrupt, SafetensorError, KeyError, OSError) as error:
+        except (StoreCorrupt, SafetensorError, KeyError, TypeError, OSError) as error:
             logger.warning("%s is damaged (%s): computing this piece again.", path.name, error)
             return None
 
