@@ -214,7 +214,11 @@ class HookedViT(HookedRootModule):
         n_layers = len(self.parts.blocks)
         start = self._layer(start_at_layer, "start_at_layer")
         stop = None if stop_at_layer is None else self._layer(stop_at_layer, "stop_at_layer")
-        x = self._at("hook_embed", self.hook_embed, self.parts.embed(inputs), active) if start == 0 else inputs
+        x = self.parts.embed(inputs) if start == 0 else inputs
+        if active is not None and active.keep_graph and not x.requires_grad:
+            # Frozen weights: the graph starts here, so that gradients reach every site all the same.
+            x = x.detach().requires_grad_(True)
+        x = self._at("hook_embed", self.hook_embed, x, active) if start == 0 else x
         for layer in range(start, n_layers if stop is None else stop):
             if (active is not None and layer in active.layers) or any(map(_hooked, self.blocks[layer].points)):
                 x = self._block(layer, x, active)
@@ -362,6 +366,8 @@ class HookedViT(HookedRootModule):
         with self._running(active), torch.enable_grad() if grad else torch.no_grad():
             output = self(inputs, start_at_layer=start_at_layer, stop_at_layer=stop_at_layer)
         active.finish()
+        if stop_at_layer is None and not active.capture:
+            active.warn_unreachable(self.parts)
         site = self.output_site if stop_at_layer is None else f"the stream before block {stop_at_layer}"
         return Run(output, active.cache, tuple(e for found in active.plan.at.values() for e in found), site)
 

@@ -172,6 +172,15 @@ def _tokens(edit: Edit, prefix: tuple[str, ...], n_rows: int, n_tokens: int, dev
     return chosen
 
 
+def fixed_tokens(edit: Edit, prefix: tuple[str, ...], n_tokens: int) -> set[int] | None:
+    """The tokens that an edit touches in any row, or None for all tokens."""
+    if edit.tokens is None:
+        return None
+    rows = edit.tokens.shape[0] if isinstance(edit.tokens, Tensor) and edit.tokens.ndim == 2 else 1
+    chosen = _tokens(edit, prefix, rows, n_tokens, torch.device("cpu"))
+    return set(chosen.any(0).nonzero().flatten().tolist())
+
+
 def _targets(edit: Edit, plan: Plan, name: str, view: Tensor) -> Targets:
     n_rows, n_tokens, n_groups, width = view.shape
     device = view.device

@@ -16,6 +16,7 @@ from mechvis import plan as planning
 from mechvis.cache import Cache
 from mechvis.edits import Edit
 from mechvis.errors import EditNeverFired, EffectlessEdit, MechvisError, NotFinite
+from mechvis.models.parts import TowerParts
 from mechvis.plan import Plan
 
 
@@ -93,6 +94,28 @@ class Active:
                     stacklevel=stacklevel,
                 )
 
+    def warn_unreachable(self, parts: TowerParts) -> None:
+        """Warn about edits in the last block at tokens that the read-out does not read: they cannot change the output."""
+        if not isinstance(parts.reads, tuple):
+            return
+        last = f"blocks.{len(parts.blocks) - 1}."
+        for name, edits in self.plan.at.items():
+            if not name.startswith(last) or name.removeprefix(last) in _MIXES_TOKENS:
+                continue
+            # A pattern that also hits earlier layers means what it says; only an edit that does nothing else is told.
+            for edit in (e for e in edits if sum(e in found for found in self.plan.at.values()) == 1):
+                tokens = planning.fixed_tokens(edit, parts.prefix, parts.n_tokens)
+                if tokens is not None and not tokens & set(parts.reads):
+                    warnings.warn(
+                        f"{edit!r} cannot change the output: after the last attention, token {min(tokens)} is not read "
+                        f"(the read-out takes token {', '.join(map(str, parts.reads))}).",
+                        EffectlessEdit,
+                        stacklevel=4,
+                    )
+
+
+_MIXES_TOKENS = ("hook_resid_pre", "ln1.hook_scale", "ln1.hook_normalized", "attn.hook_k", "attn.hook_v")
+"""Sites of a block from which a token still reaches other tokens."""
 
 ACTIVE: ContextVar[Active | None] = ContextVar("mechvis_active_run", default=None)
 
