@@ -94,8 +94,11 @@ class Active:
                     stacklevel=stacklevel,
                 )
 
+    def _matches(self, edit: Edit) -> int:
+        return sum(any(edit is other for other in found) for found in self.plan.at.values())
+
     def warn_unreachable(self, parts: TowerParts) -> None:
-        """Warn about edits in the last block at tokens that the read-out does not read: they cannot change the output."""
+        """Warn about edits in the last block at tokens that are not read: they cannot change the output."""
         if not isinstance(parts.reads, tuple):
             return
         last = f"blocks.{len(parts.blocks) - 1}."
@@ -103,7 +106,7 @@ class Active:
             if not name.startswith(last) or name.removeprefix(last) in _MIXES_TOKENS:
                 continue
             # A pattern that also hits earlier layers means what it says; only an edit that does nothing else is told.
-            for edit in (e for e in edits if sum(e in found for found in self.plan.at.values()) == 1):
+            for edit in (e for e in edits if self._matches(e) == 1):
                 tokens = planning.fixed_tokens(edit, parts.prefix, parts.n_tokens)
                 if tokens is not None and not tokens & set(parts.reads):
                     warnings.warn(
