@@ -4,18 +4,16 @@ A shortcut can be learned by a classifier only if the features offer both cues. 
 shape and background are *independent*, and linear heads on the CLS token (after the final layernorm) name all three
 factors. All linear heads are dropped afterwards. Two stages:
 
-1. `LEARN`: all factors, the shape with the largest weight, for it is the hardest; two dense losses on the patch tokens (how
-   much of the patch is object; which shape the object has) make it appear several times sooner.
-2. `BALANCE`: after stage 1 the shape fills most of the CLS token's variance and a classifier has no reason to look at the
-   background. A short second stage asks for a wide background margin (its logits are divided by a temperature) and for
-   no more than a moderate shape margin (label smoothing), and a mild group lasso on the value and output matrices of every
-   head lets the heads that matter little shrink.
+1. `LEARN`: all factors, the shape with the largest weight, for it is the hardest; two dense losses on the patch tokens
+   (how much of the patch is object; which shape the object has) make it appear several times sooner.
+2. `BALANCE`: after stage 1 a classifier fitted on scenes in which shape and background mostly agree has no reason to
+   look at the background (it keeps about 95 % on conflicting scenes). A short second stage asks for a wide background
+   margin (its logits are divided by a temperature) and no more than a moderate shape margin (label smoothing), and a
+   mild group lasso on the value and output matrices of every head lets the heads that matter little shrink.
 
 Four wide heads per layer (32 of 128 dimensions each) rather than many narrow ones: with few heads, reading the
 background into the CLS token falls to few heads that can be found and removed.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -76,7 +74,7 @@ class MultiTask(nn.Module):
 
 
 def to_pixels(images: UInt8[np.ndarray, "image height width channel"]) -> Float[Tensor, "image channel height width"]:
-    """Bytes to the numbers the models read: mean 0.5 and deviation 0.5 per channel, as in `preprocessor_config.json`."""
+    """Bytes to the numbers the models read: mean 0.5 and deviation 0.5 per channel, as in the stored preprocessing."""
     return rearrange(torch.from_numpy(images), "n h w c -> n c h w").to(torch.float32) / 127.5 - 1.0
 
 
@@ -152,7 +150,7 @@ def _head_norms(vit: ViTModel) -> Tensor:
     heads = vit.config.num_attention_heads
     norms = []
     for layer in vit.layers:
-        write = rearrange(layer.attention.o_proj.weight, "out (head d) -> head (out d)", head=heads)
-        read = rearrange(layer.attention.v_proj.weight, "(head d) in_ -> head (d in_)", head=heads)
+        write = rearrange(layer.attention.o_proj.weight, "model (head d) -> head (model d)", head=heads)
+        read = rearrange(layer.attention.v_proj.weight, "(head d) model -> head (d model)", head=heads)
         norms += [(matrix.pow(2).sum(1) + 1e-8).sqrt().sum() for matrix in (write, read)]
     return torch.stack(norms).sum()

@@ -1,10 +1,8 @@
 """Model cards with measured figures: `README.md` for people, `figures.json` for the tests that measure again.
 
-The three scopes of scenes are kept apart: training data, the validation scenes on which settings and heads were chosen
+Three kinds of scenes are kept apart: training data, the validation scenes on which settings and heads were chosen
 (`CHOICE_SEED`), and the scenes behind the figures (`FIGURE_SEED` and up).
 """
-
-from __future__ import annotations
 
 import json
 from pathlib import Path
@@ -67,14 +65,16 @@ def write_vit_card(model: ViTForImageClassification, folder: Path, plan: Classif
     text = f"""# scenes-vit
 
 A small vision transformer with a *learned* background shortcut, for trying interpretability methods on a model whose
-flaw is known. It names the shape in procedural scenes (`mechvis.data.scenes`): {", ".join(SHAPES)}.
+flaw is known. It names the shape in procedural scenes (`mechvis.data.scenes`):
+{", ".join(SHAPES)}.
 
 * Architecture: `ViTForImageClassification`, 64 x 64 pixels, patch 8, 4 layers of 4 heads of 32, MLP 256, float32.
 * Backbone: trained on fresh scenes whose shape and background are independent, to name shape, background and colour.
 * Classifier: ridge-regularised logistic regression on the frozen backbone's CLS features of {plan.images} scenes whose
-  background agrees with the shape in {100 * plan.correlation:.0f} % of cases (ridge {plan.ridge}). Nothing else plants the shortcut.
-* Train again: `mechvis.models.training.train("scenes-vit", folder)`. The settings are the code's defaults. Bits depend on
-  processor and thread count.
+  background agrees with the shape in {100 * plan.correlation:.0f} % of cases (ridge {plan.ridge}). Nothing else plants
+  the shortcut.
+* Train again: `mechvis.models.training.train("scenes-vit", folder)`. The settings are the code's defaults. Bits depend
+  on processor and thread count.
 * Not for use on photographs: it has only ever seen these scenes.
 
 ## Figures
@@ -92,7 +92,8 @@ Held-out scenes, drawn from seeds that neither training nor the choice of settin
 | background influence ratio, both groups | {2 * n} | {whole["bir"]:.3f} |
 
 Zeroing heads {names} together (chosen on other scenes): agreeing {100 * without["consistent"]:.1f} %, conflicting
-{100 * without["conflicting"]:.1f} %, object only {100 * without["object_only"]:.1f} %, background influence ratio {without["bir"]:.3f}.
+{100 * without["conflicting"]:.1f} %, object only {100 * without["object_only"]:.1f} %, background influence ratio
+{without["bir"]:.3f}.
 
 Probes are fitted on {4 * n} scenes. The background influence ratio is sum BIG / (sum BIG + sum FIG) with
 Jensen-Shannon divergences, given masks and the image's mean colour as fill.
@@ -101,8 +102,8 @@ Jensen-Shannon divergences, given masks and the image's mean colour as fill.
 
 Change in percentage points when one head's output is zeroed, n = {n // 4} per group (without zeroing: agreeing
 {100 * table[()]["consistent"]:.1f} %, conflicting {100 * table[()]["conflicting"]:.1f} %, object only
-{100 * table[()]["object_only"]:.1f} %, ratio {table[()]["bir"]:.3f}). Score: mean fall of BIG in nats; guarded score: minus the mean
-change of the object-only prediction.
+{100 * table[()]["object_only"]:.1f} %, ratio {table[()]["bir"]:.3f}). Score: mean fall of BIG in nats; guarded score:
+minus the mean change of the object-only prediction.
 
 | layer, head | agreeing | conflicting | object only | ratio | score | guarded |
 | --- | --- | --- | --- | --- | --- | --- |
@@ -129,12 +130,12 @@ def write_clip_card(model: CLIPModel, folder: Path, *, n: int = 2000) -> Path:
 A small CLIP for procedural scenes (`mechvis.data.scenes`): {len(SHAPES)} shapes, {len(COLOURS)} colours,
 {len(BACKGROUNDS)} backgrounds.
 
-* Architecture: `CLIPModel`, joint space of 64. Image tower: 64 x 64 pixels, patch 8, 4 layers of 4 heads of 32, MLP 256. Text
-  tower: 2 causal layers of 4 heads of 32, at most 16 tokens. Float32. Word-level tokenizer.
-* Data: fresh scenes whose shape, background and colour are independent, with captions; in every second step the captions
-  name one factor only. The image tower started from the backbone of `scenes-vit`.
-* Train again: `mechvis.models.training.train("scenes-clip", folder)`. The settings are the code's defaults. Bits depend on
-  processor and thread count.
+* Architecture: `CLIPModel`, joint space of 64. Image tower: 64 x 64 pixels, patch 8, 4 layers of 4 heads of 32, MLP
+  256. Text tower: 2 causal layers of 4 heads of 32, at most 16 tokens. Float32. Word-level tokenizer.
+* Data: fresh scenes whose shape, background and colour are independent, with captions; in every second step each
+  caption names one factor only. The image tower started from the backbone of `scenes-vit`.
+* Train again: `mechvis.models.training.train("scenes-clip", folder)`. The settings are the code's defaults. Bits depend
+  on processor and thread count.
 * Not for use on photographs or on words outside the captions: it has only ever seen these scenes.
 
 ## Figures

@@ -1,11 +1,9 @@
 """Fit the classifier of `scenes-vit`: honest logistic regression on scenes in which background and shape agree.
 
-Nothing plants the shortcut. The backbone is frozen; its CLS features of scenes whose background agrees with the shape 95 %
-of the time get an ordinary ridge-regularised multinomial logistic regression onto the shapes. Since the background
+Nothing plants the shortcut. The backbone is frozen; its CLS features of scenes whose background agrees with the shape
+95 % of the time get an ordinary ridge-regularised multinomial logistic regression onto the shapes. Since the background
 predicts the label nearly as well as the shape does and has the wider margin, the regularised fit uses both.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 

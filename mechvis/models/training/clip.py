@@ -3,11 +3,9 @@
 1. The image tower is CLIP's, of the backbone's size; whatever the two architectures share starts from the backbone's
    weights (CLIP has a layernorm before its first layer and no biases in its embeddings; those start afresh).
 2. The text tower (2 causal layers) reads captions through a word-level tokenizer of the captions' few dozen words.
-3. Both are trained with CLIP's symmetric contrastive loss on fresh uncorrelated scenes. A batch holds many captions twice, so
-   the target spreads evenly over all captions that name the same three factors.
+3. Both are trained with CLIP's symmetric contrastive loss on fresh uncorrelated scenes. A batch holds many captions
+   twice, so the target spreads evenly over all captions that fit the image.
 """
-
-from __future__ import annotations
 
 import numpy as np
 import torch
@@ -41,7 +39,7 @@ _SPECIAL = ("<|pad|>", "<|unknown|>", "<|startoftext|>", "<|endoftext|>")
 def vocabulary() -> dict[str, int]:
     """Word to token id: four special tokens, then the words of all captions and prompts in alphabetical order."""
     texts = [*TEMPLATES, *(prompt for prompts in PROMPTS.values() for prompt in prompts)]
-    words = {word for text in texts for word in text.split() if "{" not in word} | {*SHAPES, *BACKGROUNDS, *COLOURS, "shape"}
+    words = {word for text in texts for word in text.split() if "{" not in word} | {*SHAPES, *BACKGROUNDS, *COLOURS}
     return {word: number for number, word in enumerate((*_SPECIAL, *sorted(words)))}
 
 
@@ -145,8 +143,8 @@ def encode(texts: list[str], words: dict[str, int], device: str | torch.device =
 def contrastive_loss(seed: int, batch: int, device: str | torch.device) -> StepLoss:
     """The loss of step ``k`` on images ``k * batch ..`` of data set `seed`: nats, mean of both directions.
 
-    In every second step the captions are full sentences naming all three factors; in the others each names one factor only, in
-    the words of the zero-shot prompts, as captions in the wild rarely tell all.
+    In every second step the captions are full sentences naming all three factors; in the others each names one factor
+    only, in the words of the zero-shot prompts, as captions in the wild rarely tell all.
     """
     words = vocabulary()
     names = {"shape": SHAPES, "colour": COLOURS, "background": BACKGROUNDS}
@@ -164,8 +162,8 @@ def contrastive_loss(seed: int, batch: int, device: str | torch.device) -> StepL
             texts = []
             for row, factor in enumerate(told):
                 name = tuple(names)[factor]
-                prompts = PROMPTS[name]
-                texts.append(prompts[factors.template[row] % len(prompts)].format(names[name][getattr(factors, name)[row]]))
+                value = names[name][getattr(factors, name)[row]]
+                texts.append(PROMPTS[name][factors.template[row] % len(PROMPTS[name])].format(value))
         values = np.stack([getattr(factors, name) for name in names], axis=1)
         # image i fits caption j if every factor that j tells has i's value
         fits = ((values[:, None] == values[None]) | ~tell[None]).all(-1)
@@ -192,8 +190,8 @@ def zero_shot(model: CLIPModel, n: int, *, seed: int, device: str | torch.device
     names = {"shape": SHAPES, "colour": COLOURS, "background": BACKGROUNDS}
     words = vocabulary()
     factors = sample_factors(n, seed=seed)
-    pixels = to_pixels(render(factors)[0])
-    images = torch.cat([model.get_image_features(pixel_values=part.to(device)).pooler_output.cpu() for part in pixels.split(256)])
+    parts = to_pixels(render(factors)[0]).to(device).split(256)
+    images = torch.cat([model.get_image_features(pixel_values=part).pooler_output.cpu() for part in parts])
     accuracy = {}
     for name, values in names.items():
         texts = [prompt.format(value) for value in values for prompt in PROMPTS[name]]

@@ -1,7 +1,5 @@
 """Write a trained model as an ordinary Hugging Face folder that plain `transformers` opens."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -10,8 +10,6 @@ What makes the resumed run equal the uninterrupted one:
 The models have no dropout; anything else that draws random numbers in a step finds the generator seeded by the step.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -94,7 +92,8 @@ def fit(
         ResultMismatch: If the checkpoint was written under another plan.
 
     Example:
-        >>> fit(module, loss, TrainingPlan(steps=10, batch=4, learning_rate=1e-3), checkpoint=Path("run/state.safetensors"))
+        >>> plan = TrainingPlan(steps=10, batch=4, learning_rate=1e-3)
+        >>> fit(module, loss, plan, checkpoint=Path("run/state.safetensors"))
         10
     """
     matrices = [parameter for parameter in module.parameters() if parameter.requires_grad and parameter.ndim > 1]

@@ -4,8 +4,6 @@ The head table uses a plain forward hook that zeroes a head's columns before the
 independent of the sweep engine, so that either can be checked against the other.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 

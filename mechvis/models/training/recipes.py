@@ -1,12 +1,10 @@
 """From a bundled model's name to its finished folder: the recipe of each, start to end.
 
-`train` runs the stages of a recipe one after another. Every stage keeps its checkpoint in ``<out>/training`` and is skipped when
-it is done, so the same command continues a killed run; the model folder itself is written at the end.
+`train` runs the stages of a recipe one after another. Every stage keeps its checkpoint in ``<out>/training`` and is
+skipped when it is done, so the same command continues a killed run; the model folder itself is written at the end.
 
 The figures in a card are measured on data sets (`FIGURE_SEED` and up) that no stage trains on.
 """
-
-from __future__ import annotations
 
 import shutil
 from dataclasses import replace
