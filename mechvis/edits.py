@@ -10,6 +10,8 @@ Selections are rectangles: rows x tokens x heads (x units). `tokens` may also be
 
 import hashlib
 import json
+import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,9 +110,10 @@ def _short(value: Any) -> str:
 def _ints(name: str, value: Any) -> tuple[int, ...] | None:
     if value is None:
         return None
-    if isinstance(value, int):
-        return (value,)
-    chosen = tuple(int(v) for v in value)
+    try:
+        chosen = (value,) if isinstance(value, int) else tuple(operator.index(v) for v in value)
+    except TypeError as error:
+        raise BadData(f"{name}={value!r}: expected an index or a list of them.") from error
     if not chosen:
         raise BadData(f"{name}=[] selects nothing; leave it out to select all.")
     if len(set(chosen)) != len(chosen):
@@ -129,6 +132,8 @@ def _edit(kind: str, site: str, rows: Rows, tokens: Tokens, heads: Rows, units: 
             raise ShapeMismatch(
                 f"a token mask is bool [token] or [row token], got {tokens.dtype} {list(tokens.shape)}."
             )
+        if not tokens.any():
+            raise BadData("the token mask selects no token of any row.")
     else:
         tokens = _ints("tokens", tokens)
     return Edit(
@@ -283,14 +288,14 @@ def add(
     Args:
         vector: `[d]` for the last axis, or anything that broadcasts to the activation, e.g. `[token (head) d]`.
     """
-    return _edit("add", site, rows, tokens, heads, units, values={"*": torch.as_tensor(vector)}, factor=float(factor))
+    return _edit("add", site, rows, tokens, heads, units, values={"*": torch.as_tensor(vector)}, factor=_finite(factor))
 
 
 def scale(
     site: str, factor: float, *, rows: Rows = None, tokens: Tokens = None, heads: Rows = None, units: Rows = None
 ) -> Edit:
     """Multiply by `factor` (a gate: 0 removes, 1 keeps)."""
-    return _edit("scale", site, rows, tokens, heads, units, factor=float(factor))
+    return _edit("scale", site, rows, tokens, heads, units, factor=_finite(factor))
 
 
 def project(site: str, directions: Tensor, *, rows: Rows = None, tokens: Tokens = None, heads: Rows = None) -> Edit:
@@ -313,7 +318,15 @@ def call(
     units: Rows = None,
 ) -> Edit:
     """Replace by `fn(slice)`, where the slice is `[row token (head) d]` of the selection. Cannot be saved."""
+    if not callable(fn):
+        raise BadData(f"call needs a function that takes the selected slice, got {type(fn).__name__}.")
     return _edit("call", site, rows, tokens, heads, units, fn=fn)
+
+
+def _finite(factor: float) -> float:
+    if not math.isfinite(factor):
+        raise BadData(f"factor={factor}: expected a finite number.")
+    return float(factor)
 
 
 def _sources(source: Mapping[str, Tensor] | Tensor) -> dict[str, Tensor]:

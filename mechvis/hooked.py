@@ -25,7 +25,7 @@ from mechvis import graph as graphs
 from mechvis.cache import Cache, version_of
 from mechvis.data.preprocess import Preprocess, check_pixels
 from mechvis.edits import Edit
-from mechvis.errors import BadData, BadImages, MixedDevices, OutOfRange, ShapeMismatch, TrainMode
+from mechvis.errors import BadData, BadImages, MixedDevices, NotFinite, OutOfRange, ShapeMismatch, TrainMode
 from mechvis.models.parts import BlockParts, TowerParts
 from mechvis.plan import plan
 from mechvis.run import ACTIVE, Active, Run
@@ -442,16 +442,9 @@ class HookedViT(HookedRootModule):
                 raise BadImages("this model has no image preprocessing; pass preprocess= to mechvis.load, or pixels.")
             images = images.pixels_for(self.preprocess).to(self.device, self.dtype)
         if start_at_layer:
-            if not isinstance(images, Tensor) or images.ndim != 3 or images.shape[2] != self.parts.d_model:
-                seen = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
-                raise ShapeMismatch(
-                    f"start_at_layer={start_at_layer} takes the stream [row token {self.parts.d_model}], got {seen}."
-                )
-            return images
+            return self._checked_stream(images, start_at_layer)
         if self.parts.modality == "text":
-            if not isinstance(images, Tensor) or images.ndim != 2 or images.is_floating_point():
-                raise ShapeMismatch("a text tower takes token ids [row token] (int64); use clip.tokenize(texts).")
-            return images
+            return self._checked_ids(images)
         check_pixels(
             images,
             channels=self.parts.channels,
@@ -459,11 +452,45 @@ class HookedViT(HookedRootModule):
             preprocess=self.preprocess,
             device=self.device,
         )
-        if images.dtype != self.dtype:
-            raise MixedDevices(
-                f"the model is {self.dtype}, the pixels are {images.dtype}. Convert: pixels.to({self.dtype})."
-            )
+        self._check_kind(images, "pixels")
         return images
+
+    def _checked_stream(self, stream: Any, layer: int) -> Tensor:
+        fits = isinstance(stream, Tensor) and stream.ndim == 3 and len(stream) and stream.shape[2] == self.parts.d_model
+        if not fits:
+            seen = list(stream.shape) if isinstance(stream, Tensor) else type(stream).__name__
+            raise ShapeMismatch(
+                f"start_at_layer={layer} takes the stream [row token {self.parts.d_model}], got {seen}."
+            )
+        self._check_kind(stream, "stream")
+        if not torch.isfinite(stream.detach().sum()) and not torch.isfinite(stream).all():
+            raise NotFinite(f"NaN or Inf in the stream given to start_at_layer={layer}.")
+        return stream
+
+    def _checked_ids(self, ids: Any) -> Tensor:
+        if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
+            raise ShapeMismatch("a text tower takes token ids [row token] (int64); use clip.tokenize(texts).")
+        if ids.numel() == 0:
+            raise ShapeMismatch(f"the batch of token ids is empty: shape {list(ids.shape)}.")
+        if ids.shape[1] > self.parts.n_tokens:
+            raise ShapeMismatch(f"a text of {ids.shape[1]} tokens; this model takes up to {self.parts.n_tokens}.")
+        if ids.device != self.device:
+            raise MixedDevices(f"the model is on {self.device}, the token ids on {ids.device}.")
+        n = self.parts.vocabulary
+        low, high = (int(v) for v in torch.aminmax(ids))
+        if low < 0 or (n is not None and high >= n):
+            raise OutOfRange(
+                f"token id {low if low < 0 else high} does not exist; this model's are 0 to {(n or 0) - 1}."
+            )
+        return ids
+
+    def _check_kind(self, given: Tensor, what: str) -> None:
+        if given.device != self.device:
+            raise MixedDevices(f"the model is on {self.device}, the {what} on {given.device}.")
+        if given.dtype != self.dtype:
+            raise MixedDevices(
+                f"the model is {self.dtype}, the {what} {given.dtype}. Convert: {what}.to({self.dtype})."
+            )
 
     def _check_mode(self) -> None:
         for name, module in self.__dict__["_modes"]:

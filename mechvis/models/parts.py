@@ -117,6 +117,8 @@ class TowerParts:
     """Input channels."""
     n_tokens: int
     """Length of the residual stream (for text: the longest)."""
+    vocabulary: int | None = None
+    """Number of token ids (text)."""
     class_names: tuple[str, ...] = ()
     """Names of the logits, where the model knows them."""
     reference: Callable[[Tensor], Tensor]

@@ -307,6 +307,7 @@ def clip_text(model: nn.Module) -> TowerParts:
         project=project,
         prefix=(),
         n_tokens=config.max_position_embeddings,
+        vocabulary=config.vocab_size,
         reference=reference,
         example=example,
         aliases={
