@@ -60,7 +60,8 @@ def sweep(
         edit: what takes the unit's place: `zero`; `mean` (over reference images and tokens); `mean_positional` (over
             reference images, per token); `resample` (another image of the set, drawn by `seed`); `patch` (the same
             position in `source`, e.g. the corrupt half of aligned pairs).
-        metric: name(s) from `mechvis.metrics.METRICS`, or functions of the same signature. Several cost no extra forward.
+        metric: name(s) from `mechvis.metrics.METRICS`, or functions of the same signature. Several cost no extra
+            forward.
         labels: measure against the `given` labels or the model's `predicted` classes; by default the labels if the
             set has them.
         reference: images for the means (an `ImageSet`, pixels, or `Means`). If left out, a third of `images`, drawn by
@@ -91,6 +92,10 @@ def sweep(
     if model.parts.head is None:
         raise BadData("a sweep measures logits, and this model has no head. For CLIP: clip.classifier(class_names).")
     chosen = [metric_functions.get(m) for m in ([metric] if isinstance(metric, str) or callable(metric) else metric)]
+    if not chosen:
+        raise BadData("a sweep needs at least one metric.")
+    if len(images) == 0:
+        raise BadData("a sweep needs at least one image.")
     listed = units_of(model, units, layers)
     kinds = {unit.kind for unit in listed}
     reference, images = _reference(edit, reference, images, seed, allow_overlap)
@@ -112,9 +117,9 @@ def sweep(
         return found
 
     settings = {
-        "units": [unit.name for unit in listed],
+        "units": [f"{unit.kind} {unit.name}" for unit in listed],
         "edit": edit,
-        "metrics": [name for name, _ in chosen],
+        "metrics": [_metric_identity(name, function) for name, function in chosen],
         "seed": seed,
         "labels": "given" if label_tensor is not None else "predicted",
         "engine": engine,
@@ -202,6 +207,13 @@ def _reference(edit: str, reference: Any, images: Any, seed: int, allow_overlap:
     if not allow_overlap:
         if isinstance(reference, ImageSet) and isinstance(images, ImageSet):
             refuse_overlap(reference, images, what="reference and evaluation images")
+        if isinstance(reference, Tensor) and isinstance(images, Tensor):
+            shared = {_digest(image) for image in reference} & {_digest(image) for image in images}
+            if shared:
+                raise SplitOverlap(
+                    f"reference and evaluation images must not share images: {len(shared)} in both. "
+                    "Use disjoint images, or allow_overlap=True if you know why."
+                )
         if isinstance(reference, Means) and isinstance(images, ImageSet) and reference.ids & set(images.ids):
             raise SplitOverlap(
                 f"{len(reference.ids & set(images.ids))} of the images were used for the reference means. "
@@ -270,7 +282,26 @@ def _identity(images: Any) -> str | None:
         return None if images is None else images.fingerprint
     if isinstance(images, Means):
         return images.data
-    return hashlib.sha256(images.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+    return _digest(images)
+
+
+def _digest(pixels: Tensor) -> str:
+    """Hash of a tensor: type, shape and bytes (numpy has no bfloat16, so as bytes)."""
+    digest = hashlib.sha256(f"{pixels.dtype} {tuple(pixels.shape)}".encode())
+    digest.update(pixels.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def _metric_identity(name: str, function: Callable) -> str:
+    """Name of a metric; of a function that is not ours also a hash of its code, which may change under one name."""
+    if metric_functions.METRICS.get(name) is function:
+        return name
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return name
+    # Other constants (inner functions, sets) print differently in every process.
+    constants = [constant for constant in code.co_consts if isinstance(constant, int | float | str)]
+    return f"{name} {hashlib.sha256(code.co_code + repr(constants).encode()).hexdigest()[:8]}"
 
 
 def _image_table(images: Any) -> Any:
