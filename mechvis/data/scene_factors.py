@@ -99,6 +99,7 @@ def sample_factors(
     correlation: float | None = None,
     group: Group | None = None,
     start: int = 0,
+    training: bool = False,
 ) -> SceneFactors:
     """Draw the factors of images ``start .. start + n - 1`` of the endless data set number `seed`.
 
@@ -109,6 +110,8 @@ def sample_factors(
             each equally often. None or 0 draws shape and background independently (they then agree in 1 of 8).
         group: Draw only scenes whose shape and background agree ("consistent") or disagree ("conflicting").
         start: Number of the first image.
+        training: Draw from the data sets that the bundled models were trained on. No image of theirs occurs in any
+            other data set, so that every seed is held out for everybody else.
 
     Returns:
         One row per image.
@@ -131,13 +134,15 @@ def sample_factors(
     if group is not None and correlation is not None:
         raise BadData("give correlation or group, not both")
 
-    image = _mix(np.arange(start, start + n, dtype=np.uint64) + _mix(np.uint64(seed) + _mix(np.uint64(VERSION))))
+    domain = _mix(np.uint64(VERSION if training else VERSION + 2**32))
+    with np.errstate(over="ignore"):
+        image = _mix(np.arange(start, start + n, dtype=np.uint64) + _mix(np.uint64(seed) + domain))
 
     def uniform(stream: str, low: float = 0.0, high: float = 1.0) -> np.ndarray:
         return low + (high - low) * _uniform(image, _STREAMS[stream])
 
     def choice(stream: str, count: int) -> np.ndarray:
-        return np.floor(uniform(stream, 0, count)).astype(np.int64)
+        return np.floor(uniform(stream, 0.0, float(count))).astype(np.int64)
 
     def channels(stream: str, count: int, reach: float) -> np.ndarray:
         return np.stack([uniform_of(stream, k, -reach, reach) for k in range(count)], axis=-1)
@@ -154,7 +159,7 @@ def sample_factors(
     else:
         background = choice("background", len(BACKGROUNDS))
 
-    size = uniform("size", 15, 22)
+    size = uniform("size", 15.0, 22.0)
     room = IMAGE_SIZE / 2 - size
     base, contrast = uniform("base", 0.3, 0.7), uniform("contrast", 0.2, 0.32)
     sign = np.where(uniform("polarity") < 0.5, 0.5, -0.5)
@@ -167,12 +172,12 @@ def sample_factors(
         colour=choice("colour", len(COLOURS)),
         template=choice("template", len(TEMPLATES)),
         size=size.astype(np.float32),
-        x=(IMAGE_SIZE / 2 + uniform("x", -1, 1) * room).astype(np.float32),
-        y=(IMAGE_SIZE / 2 + uniform("y", -1, 1) * room).astype(np.float32),
-        angle=np.floor(uniform("angle", -20, 21)).astype(np.int64),
-        period=uniform("period", 7, 10).astype(np.float32),
-        phase_x=uniform("phase_x", 0, 64).astype(np.float32),
-        phase_y=uniform("phase_y", 0, 64).astype(np.float32),
+        x=(IMAGE_SIZE / 2 + uniform("x", -1.0, 1.0) * room).astype(np.float32),
+        y=(IMAGE_SIZE / 2 + uniform("y", -1.0, 1.0) * room).astype(np.float32),
+        angle=np.floor(uniform("angle", -20.0, 21.0)).astype(np.int64),
+        period=uniform("period", 7.0, 10.0).astype(np.float32),
+        phase_x=uniform("phase_x", 0.0, 64.0).astype(np.float32),
+        phase_y=uniform("phase_y", 0.0, 64.0).astype(np.float32),
         tones=np.clip(tone_level[:, :, None] + tint, 0, 1).astype(np.float32),
         colour_jitter=channels("colour_jitter", 3, 0.06).astype(np.float32),
     )
@@ -215,7 +220,7 @@ def swap(factors: SceneFactors, change: Change, *, seed: int = 0) -> SceneFactor
     return replace(factors, **{name: (getattr(factors, name) + 1 + np.floor(step).astype(np.int64)) % len(values)})
 
 
-def _mix(value: np.ndarray | np.uint64) -> np.ndarray:
+def _mix(value: UInt64[np.ndarray, "*batch"] | np.uint64) -> UInt64[np.ndarray, "*batch"] | np.uint64:
     """SplitMix64's output function: a bijection of 64-bit integers whose results look random."""
     with np.errstate(over="ignore"):
         value = np.asarray(value, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)

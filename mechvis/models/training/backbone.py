@@ -117,7 +117,7 @@ def multi_task_loss(weights: LossWeights, *, seed: int, batch: int, device: str 
     """The loss of step ``k`` on images ``k * batch ..`` of data set `seed`: nats, weighted sum over the tasks."""
 
     def loss(module: nn.Module, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        factors = sample_factors(batch, seed=seed, start=step * batch)
+        factors = sample_factors(batch, seed=seed, start=step * batch, training=True)
         images, masks = render(factors)
         logits = {name: value.float() for name, value in module(to_pixels(images).to(device)).items()}
         masks = torch.from_numpy(masks).to(device, torch.float32)

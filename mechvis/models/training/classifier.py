@@ -80,7 +80,7 @@ def build_classifier(vit: ViTModel, plan: ClassifierPlan) -> ViTForImageClassifi
         >>> model.config.id2label[0]
         'circle'
     """
-    factors = sample_factors(plan.images, seed=plan.seed, correlation=plan.correlation)
+    factors = sample_factors(plan.images, seed=plan.seed, correlation=plan.correlation, training=True)
     features = cls_features(vit, render(factors)[0])
     weight, bias = fit_logistic(features, torch.from_numpy(factors.shape), classes=len(SHAPES), ridge=plan.ridge)
     config = type(vit.config).from_dict(vit.config.to_dict())

@@ -150,7 +150,7 @@ def contrastive_loss(seed: int, batch: int, device: str | torch.device) -> StepL
     names = {"shape": SHAPES, "colour": COLOURS, "background": BACKGROUNDS}
 
     def loss(module: nn.Module, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        factors = sample_factors(batch, seed=seed, start=step * batch)
+        factors = sample_factors(batch, seed=seed, start=step * batch, training=True)
         pixels = to_pixels(render(factors)[0]).to(device)
         tell = np.ones((batch, 3), dtype=bool)
         if step % 2 == 0:

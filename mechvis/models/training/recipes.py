@@ -3,7 +3,7 @@
 `train` runs the stages of a recipe one after another. Every stage keeps its checkpoint in ``<out>/training`` and is
 skipped when it is done, so the same command continues a killed run; the model folder itself is written at the end.
 
-The figures in a card are measured on data sets (`FIGURE_SEED` and up) that no stage trains on.
+The figures in a card are measured on scenes outside the training data sets.
 """
 
 import shutil
@@ -16,7 +16,7 @@ from transformers import CLIPModel, ViTModel
 
 from mechvis.errors import BadData, unknown
 from mechvis.models.training.backbone import BALANCE, LEARN, LossWeights, MultiTask, backbone_config, multi_task_loss
-from mechvis.models.training.cards import write_clip_card, write_vit_card
+from mechvis.models.training.cards import measure_clip, measure_vit, write_clip_card, write_vit_card
 from mechvis.models.training.classifier import ClassifierPlan, build_classifier
 from mechvis.models.training.clip import clip_config, clip_tokenizer, contrastive_loss, start_from_backbone
 from mechvis.models.training.folders import save_model
@@ -81,7 +81,7 @@ def train(
     work.mkdir(parents=True, exist_ok=True)
 
     def planned(plan: TrainingPlan) -> TrainingPlan:
-        # one thousand data sets apart, so that no two seeds share images with each other or with the figures' data
+        # one thousand data sets apart, so that no two seeds share images
         plan = replace(plan, seed=plan.seed + 1000 * seed, bf16=bf16)
         return plan if images is None else replace(plan, steps=images // plan.batch, stop=None)
 
@@ -95,7 +95,7 @@ def train(
         classifier = build_classifier(vit, plan)
         save_model(classifier, out)
         if measure:
-            write_vit_card(classifier, out, plan)
+            write_vit_card(measure_vit(classifier), out, plan)
         return out
 
     plan = planned(CLIP_PLAN)
@@ -108,7 +108,7 @@ def train(
     clip = clip.cpu().eval()
     save_model(clip, out, tokenizer=clip_tokenizer())
     if measure:
-        write_clip_card(clip, out)
+        write_clip_card(measure_clip(clip), out)
     return out
 
 

@@ -21,7 +21,8 @@ from mechvis.data.scenes import (
 )
 from mechvis.errors import BadData, UnknownName
 
-GOLDEN = "1fffa67edef6e5e97a37716ab522ac93dadc6a3c9fa268f65e241f336ad2e6d6"
+GOLDEN = "d3a8b48d289cc91600c8233ef664b5e461e5d3da2b7931f77aa27a02e1d27d62"
+TRAINING = "ff73460cf914dbafd5d1118926dfd981d4f1163e56951889a0fd9ccb635e57cd"
 
 
 def test_pixels_and_masks_are_the_released_ones():
@@ -45,6 +46,17 @@ def test_seeds_and_numbers_give_different_images():
     images, _ = render(sample_factors(300, seed=0))
     assert len({image.tobytes() for image in images}) == 300
     assert (render(sample_factors(1, seed=1))[0] != images[:1]).any()
+
+
+def test_training_scenes_occur_in_no_other_data_set():
+    ours, _ = render(sample_factors(200, seed=7, training=True))
+    theirs, _ = render(sample_factors(200, seed=7))
+    assert not {image.tobytes() for image in ours} & {image.tobytes() for image in theirs}
+
+
+def test_training_scenes_are_the_released_ones():
+    images, _ = render(sample_factors(64, seed=7, training=True))
+    assert hashlib.sha256(images.tobytes()).hexdigest() == TRAINING
 
 
 def test_factors_are_uniform_and_independent_without_correlation():
