@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from circuits.study import Study
 
 
+MOST_TILES = 6
+"""Groups that get a tile each."""
+
+
 def summary(study: "Study") -> str:
     """What was found, in a few lines."""
     lines = [verdict(study), ""]
@@ -30,34 +34,58 @@ def summary(study: "Study") -> str:
             f"  {row['measure']:<26}{row['before']:>9.3f}{row['after']:>9.3f}{row['change']:>+9.3f}   {interval}"
             f" n={row['n']}"
         )
-    if study.chosen:
+    if study.has_control:
         for measure in ("BIR", "worst group"):
             control = study.against_random(measure)
             lines.append(
                 f"random heads, {measure}: {control['low']:.3f} to {control['high']:.3f} in 95 % of "
-                f"{control['draws']:.0f} draws; these heads: {control['observed']:.3f} (p = {control['p']:.3f})"
+                f"{control['draws']:.0f} draws ({control['different']:.0f} different); these heads: "
+                f"{control['observed']:.3f} (p = {control['p']:.3f})"
             )
     return "\n".join(lines)
 
 
 def verdict(study: "Study") -> str:
-    """One sentence: what to do, and why."""
+    """What was found, and what follows from it."""
+    forced = study.settings.get("k") != "auto"
     if not study.recommended:
-        return (
+        text = (
             "CIGMA: no head is recommended for removal: no head's guarded score is reliably above zero. The context "
-            "may be carried by many heads or by MLPs, or there may be no shortcut."
+            "may be carried by many heads, by heads that stand in for each other, or by MLPs, or there may be no "
+            "shortcut."
         )
+        return text + (f" {_effect(study)}, as k={study.settings['k']} asked." if study.chosen else "")
     if not study.chosen:
-        return (
-            f"CIGMA: {len(study.recommended)} head(s) carry context ({', '.join(study.recommended[:5])}), but "
-            "removing them helps no group on the validation images, or costs too much. Nothing is removed."
+        why = (
+            "k=0 was asked for"
+            if forced
+            else "removing them helps no group on the validation images, or costs too much"
         )
-    bir, control = study.measure("BIR"), study.against_random("BIR")
-    change = 1 - bir["after"] / bir["before"]
-    beats = "outside" if control["observed"] < control["low"] else "inside"
-    return (
-        f"CIGMA: removing {', '.join(study.chosen)} lowers the background influence ratio from {bir['before']:.3f} to "
-        f"{bir['after']:.3f} (-{change:.0%}); that is {beats} what random heads do."
+        return (
+            f"CIGMA: {len(study.recommended)} head(s) carry context ({', '.join(study.recommended[:5])}), but {why}. "
+            "Nothing is removed."
+        )
+    strangers = [name for name in study.chosen if name not in study.recommended]
+    text = f"CIGMA: {_effect(study)}"
+    if study.has_control:
+        control = study.against_random("BIR")
+        text += f"; that is {'outside' if control['observed'] < control['low'] else 'inside'} what random heads do"
+    return text + "." + (f" Not recommended, but asked for: {', '.join(strangers)}." if strangers else "")
+
+
+def _effect(study: "Study") -> str:
+    """`removing L1H1 lowers the background influence ratio from ... to ...`, as far as it does, and its price."""
+    bir, accuracy = study.measure("BIR"), study.measure("accuracy")
+    before, after = bir["before"], bir["after"]
+    heads = f"removing {', '.join(study.chosen)}"
+    if not (np.isfinite(before) and np.isfinite(after)):
+        return f"{heads} leaves no influence of object or context to compare"
+    word = "lowers" if after < before else "does not lower"
+    share = f" ({after / before - 1:+.0%})" if before > 0 else ""
+    price = f", and accuracy falls from {accuracy['before']:.1%} to {accuracy['after']:.1%}"
+    lost = accuracy["change"] < 0 and (accuracy["high"] or 0) < 0
+    return f"{heads} {word} the background influence ratio: {before:.3f} before, {after:.3f} after{share}" + (
+        price if lost else ""
     )
 
 
@@ -71,7 +99,8 @@ def report_study(study: "Study", path: str | Path) -> Path:
     data = study.provenance.get("data", {}).get("name", "images")
     model = study.provenance.get("model", {}).get("name", "a model")
     counts = study.settings["images"]
-    subtitle = f"{model} on {data}: " + ", ".join(f"{n} {name}" for name, n in counts.items()) + " images, disjoint"
+    subtitle = f"{model} on {data}: " + ", ".join(f"{n} {name}" for name, n in counts.items())
+    subtitle += " images, which may overlap" if study.settings.get("allow_overlap") else " images, disjoint"
     sections = [
         Section("What was found", _found(study)),
         Section("How far to believe it", _belief(study)),
@@ -100,8 +129,11 @@ def _found(study: "Study") -> list[Block]:
             "0 = object only, 1 = context only",
         )
     ]
+    groups = [name for name in study.evaluation["measure"] if name.startswith("accuracy: ")]
+    # Many groups are read in the table; the tiles then show the worst one.
+    shown = {"accuracy", *(groups if len(groups) <= MOST_TILES else ["worst group"])}
     for row in study.evaluation.iter_rows(named=True):
-        if row["measure"].startswith("accuracy: ") or row["measure"] == "accuracy":
+        if row["measure"] in shown:
             tiles.append(Tile(f"{row['before']:.1%} → {row['after']:.1%}", row["measure"], f"n = {row['n']}"))
     tiles.append(Tile(", ".join(study.chosen) or "none", "heads removed", f"of {study.scores.rows().height}"))
     return [Tiles(tiles), Text(verdict(study))]
@@ -109,8 +141,22 @@ def _found(study: "Study") -> list[Block]:
 
 def _belief(study: "Study") -> list[Block]:
     notes: list[Block] = []
-    if study.chosen:
-        bir, control = study.measure("BIR"), study.against_random("BIR")
+    for name in ("no direct effects", "no random control"):
+        if name in study.settings:
+            notes.append(Note("warning", f"There are {name} to compare with: {study.settings[name]}"))
+    if study.settings.get("allow_overlap"):
+        notes.append(Note("warning", "The sets were allowed to share images: effects may be too good to be true."))
+    if strangers := [name for name in study.chosen if name not in study.recommended]:
+        notes.append(
+            Note(
+                "warning",
+                f"The guarded score of {', '.join(strangers)} is not reliably above zero: removing these heads "
+                "damages the prediction where only the object is visible as much as it lowers the dependence on "
+                "context. A ratio that falls here is no sign that a shortcut is gone.",
+            )
+        )
+    if study.has_control:
+        control = study.against_random("BIR")
         if control["observed"] < control["low"]:
             notes.append(
                 Note(
@@ -124,7 +170,9 @@ def _belief(study: "Study") -> list[Block]:
             notes.append(
                 Note("warning", "Random heads of equal number lower BIR as much: the selection is not shown to matter.")
             )
-        if bir["high"] >= 0:
+    if study.chosen:
+        bir = study.measure("BIR")
+        if not (bir["high"] or 0) < 0:
             notes.append(Note("warning", "The interval of the change in BIR includes zero."))
         object_only = study.measure("accuracy, object only")
         if object_only["change"] < 0 and (object_only["high"] or 0) < 0:
@@ -240,7 +288,7 @@ def _controls(study: "Study") -> list[Block]:
 
     blocks: list[Block] = []
     drawn = study.controls.filter(pl.col("selection") == "random")
-    if study.chosen and drawn.height:
+    if drawn.height:
         for measure in ("BIR", "worst group"):
             blocks.append(
                 Figure(

@@ -1,11 +1,13 @@
 """What a head selection must beat: random heads, direct effect, and Locate-Then-Correct (methods.md 1.6).
 
-* *Random heads*: the same number of heads, drawn without the selected ones' scores; at least 20 draws.
-* *Direct effect*: heads ordered by how much their write, read directly by the head, raises the context's class over
-  the label on conflicting images (one forward pass, no ablation).
-* *Locate-Then-Correct*: on each image, the head with the largest direct effect on the label-versus-other contrast is
-  "the salient one"; heads that are salient more often where the model errs than where it is right, on bias-conflicting
-  images, are spurious, and are mean-ablated.
+* *Random heads*: the same number of heads, drawn without looking at scores; at least 20 draws. The chosen set itself
+  is not drawn: in a small model it would turn up among the controls by chance.
+* *Direct effect*: heads ordered by how much their write, read directly by the head, raises the best other class over
+  the label on wrongly classified images (one forward pass, no ablation).
+* *Locate-Then-Correct*: on each image, the head with the largest direct effect on the contrast of what the model
+  answered (label against best other class; reversed where the model errs [X]) is "the salient one"; heads that are
+  salient more often where the model errs than where it is right, on bias-conflicting images, are spurious, and are
+  mean-ablated.
 """
 
 from collections.abc import Sequence
@@ -14,26 +16,42 @@ from typing import Any
 import numpy as np
 import torch
 from einops import einsum
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mechvis.data.images import ImageSet
-from mechvis.errors import BadData
+from mechvis.errors import BadData, OutOfRange
 from mechvis.metrics import classes_of
+from mechvis.models.transformers import linear_weight
 from mechvis.units import Unit, head_units
 
 
-def random_heads(model: Any, k: int, draws: int, *, seed: int) -> list[list[Unit]]:
-    """`draws` random sets of `k` heads, each without repetition.
+def random_heads(model: Any, k: int, draws: int, *, seed: int, without: Sequence[Unit] = ()) -> list[list[Unit]]:
+    """`draws` random sets of `k` heads, each without repetition; the same set may be drawn twice.
+
+    Args:
+        model: a wrapped model.
+        k: heads per set.
+        draws: number of sets.
+        seed: fixes them.
+        without: a set that is not drawn (single heads of it are).
 
     Raises:
-        BadData: more heads asked for than there are.
+        OutOfRange: more heads asked for than there are, or the excluded set is the only one.
     """
-    every = [(layer, head) for layer, block in enumerate(model.parts.blocks) for head in range(block.attn.n_heads)]
-    if k > len(every):
-        raise BadData(f"{k} random heads asked for, the model has {len(every)}.")
+    every = all_heads(model)
+    if not 0 <= k <= len(every):
+        raise OutOfRange(f"{k} random heads asked for, the model has {len(every)}.")
+    excluded = sorted(without)
+    if k == len(excluded) and k in (0, len(every)):
+        raise OutOfRange(f"there is only one set of {k} of {len(every)} heads, so nothing to compare it with.")
     generator = np.random.default_rng(seed)
-    return [sorted(head_units(every[i] for i in generator.choice(len(every), k, replace=False))) for _ in range(draws)]
+    found: list[list[Unit]] = []
+    while len(found) < draws:
+        drawn = sorted(every[i] for i in generator.choice(len(every), k, replace=False))
+        if not excluded or drawn != excluded:
+            found.append(drawn)
+    return found
 
 
 @torch.no_grad()
@@ -42,8 +60,9 @@ def direct_effects(
 ) -> tuple[Float[Tensor, "image head_of_all"], Float[Tensor, "image class"]]:
     """Direct effect of every head on (label logit - contrast logit), in logits, and the clean logits.
 
-    The contrast is the best other class of the clean run. The final LayerNorm is held at its clean scale, so the parts
-    sum to the logit difference; what is not a head (embedding, MLPs, biases) is left out.
+    The contrast is the best other class of the clean run. The final LayerNorm (for zero-shot heads also the length of
+    the embedding) is held at its clean value, so the parts sum to the logit difference; what is not a head (embedding,
+    MLPs, biases) is left out.
 
     Raises:
         BadData: the read-out is not one token through a LayerNorm and a linear head.
@@ -52,15 +71,21 @@ def direct_effects(
     labels, found, logits = images.label_tensor, [], []
     n_layers = len(model.parts.blocks)
     sites = [f"blocks.{layer}.attn.hook_z" for layer in range(n_layers)]
-    token = model.parts.reads[0]
+    token, norm = model.parts.reads[0], model.parts.ln_final
+    zero_shot = hasattr(model.parts.head, "prompts")
+    extra = ["ln_final.hook_scale", *(["hook_embedding"] if zero_shot else [])]
     for start in range(0, len(images), batch_size):
         own = labels[start : start + batch_size].to(model.device)
-        run = model.run(images[start : start + batch_size], capture=[*sites, "ln_final.hook_scale"])
+        run = model.run(images[start : start + batch_size], capture=[*sites, *extra])
         target, contrast = classes_of(run.logits, own)
         direction = directions[target] - directions[contrast]
-        direction = direction - direction.mean(-1, keepdim=True)  # LayerNorm subtracts the mean of what it reads
+        if hasattr(norm, "eps"):
+            direction = direction - direction.mean(-1, keepdim=True)  # LayerNorm subtracts the mean of what it reads
         scale = run.cache["ln_final.hook_scale"]
         direction = direction / scale[:, token if model.parts.norm_first else 0]
+        if zero_shot:
+            length = run.cache["hook_embedding"].norm(dim=-1, keepdim=True)
+            direction = direction * (model.parts.head.scale / length)
         per_layer = []
         for site, block in zip(sites, model.parts.blocks, strict=True):
             z = run.cache[site][:, token]
@@ -75,12 +100,12 @@ def direct_effects(
 def _class_directions(model: Any) -> Float[Tensor, "class d_model"]:
     reads, head = model.parts.reads, model.parts.head
     if not (isinstance(reads, tuple) and len(reads) == 1):
-        raise BadData("direct effects need a read-out from one token (CLS).")
+        seen = f"{len(reads)} tokens" if isinstance(reads, tuple) else "all tokens"
+        raise BadData(f"direct effects need a read-out from one token (CLS); {model.parts.family} reads {seen}.")
     if model.parts.project is None and hasattr(head, "weight"):
-        weight = head.weight
+        weight = linear_weight(head)
     elif hasattr(model.parts.project, "weight") and hasattr(head, "prompts"):
-        # Zero-shot head: up to the (positive) length of the embedding, which does not change the order of heads.
-        weight = head.prompts @ model.parts.project.weight
+        weight = head.prompts @ linear_weight(model.parts.project)
     else:
         raise BadData("direct effects need a linear head, or a projection with a zero-shot head.")
     gain = getattr(model.parts.ln_final, "weight", None)
@@ -119,9 +144,20 @@ def locate_then_correct(model: Any, images: ImageSet, conflicting: np.ndarray | 
     effects, logits = direct_effects(model, images)
     used = torch.ones(len(images), dtype=torch.bool) if conflicting is None else torch.as_tensor(conflicting)
     right = (logits.argmax(-1).cpu() == images.label_tensor)[used]
+    every = all_heads(model)
+    return [every[i] for i in spurious(effects.cpu()[used], right)]
+
+
+def spurious(effects: Float[Tensor, "image head_of_all"], right: Bool[Tensor, " image"]) -> list[int]:
+    """Heads that are salient on wrong images more often than on right ones by more than chance; most spurious first.
+
+    Example:
+        >>> effects = torch.tensor([[2.0, 1.0], [2.0, 1.0], [1.0, -3.0], [1.0, -3.0]])
+        >>> spurious(effects, torch.tensor([True, True, False, False]))
+        [1]
+    """
     # The salient head is the one that speaks loudest for what the model answered.
-    effects = torch.where(right[:, None], effects.cpu()[used], -effects.cpu()[used])
-    salient = effects.argmax(1)
+    salient = torch.where(right[:, None], effects, -effects).argmax(1)
     n = effects.shape[1]
 
     def share(chosen: Tensor) -> Tensor:
@@ -130,11 +166,10 @@ def locate_then_correct(model: Any, images: ImageSet, conflicting: np.ndarray | 
     difference = share(~right) - share(right)
     counted = int((torch.bincount(salient, minlength=n) > 0).sum())
     order = difference.argsort(descending=True, stable=True).tolist()
-    every = all_heads(model)
-    return [every[i] for i in order if difference[i] > 1 / max(counted, 1)]
+    return [i for i in order if difference[i] > 1 / max(counted, 1)]
 
 
-def conflicting_images(images: ImageSet, names: Sequence[str] = ("conflicting",)) -> np.ndarray | None:
+def conflicting_images(images: ImageSet, names: Sequence[str] = ("conflicting", "conflict")) -> np.ndarray | None:
     """Which images are bias-conflicting, by their group's name; None where groups do not say."""
     if images.groups is None:
         return None

@@ -12,7 +12,7 @@ Why the guard: a head whose removal destroys *all* evidence makes both predictio
 raw score is maximal (methods.md 1.4, pitfall 1). The raw score is always reported beside the guarded one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,10 +24,11 @@ from circuits.information import WITHOUT_CONTEXT, Fill, information, three_views
 from mechvis.axes import Mask
 from mechvis.data.images import ImageSet
 from mechvis.engine import Job, compute
-from mechvis.errors import BadData, unknown
+from mechvis.errors import BadData, NotFinite, ShapeMismatch, unknown
 from mechvis.means import Means
 from mechvis.metrics import jensen_shannon
 from mechvis.units import Unit, units_of
+from mechvis.wave import wave
 
 Mode = Literal["zero", "mean_positional"]
 MODES = ("zero", "mean_positional")
@@ -107,10 +108,12 @@ def score_heads(
 def views_of(model: Any, images: ImageSet, masks: Mask, fill: Fill) -> Callable[[range], Tensor]:
     """Reads the three views of some images."""
     if len(masks) != len(images):
-        raise BadData(f"{len(images)} images but {len(masks)} masks.")
+        raise ShapeMismatch(f"{len(images)} images but {len(masks)} masks.")
 
     def views(part: range) -> Tensor:
-        pixels = images[part.start : part.stop].pixels_for(model.preprocess).to(model.dtype)
+        pixels = images[part.start : part.stop].pixels_for(model.preprocess)
+        # Means and blurs are made in at least single precision, also for a model in half precision.
+        pixels = pixels.to(torch.promote_types(model.dtype, torch.float32))
         return three_views(pixels, masks[part.start : part.stop], fill)
 
     return views
@@ -137,22 +140,38 @@ def joint_logits(
     model: Any,
     images: ImageSet,
     masks: Mask,
-    heads: Sequence[Unit],
+    sets: Sequence[tuple[Sequence[Unit], Mode]],
     *,
-    mode: Mode = "zero",
     fill: Fill = "mean",
     means: Means | None = None,
-    batch_size: int = 64,
-) -> Tensor:
-    """Logits `[view image class]` of the three views with all `heads` ablated together."""
-    views, found = views_of(model, images, masks, fill), []
-    edits = [
-        unit.edit("zero") if mode == "zero" else unit.edit("mean_positional", values={unit.site: means[unit.site]})
-        for unit in heads
-    ]
+    batch_size: int = 32,
+) -> Iterator[tuple[range, list[Tensor]]]:
+    """Logits of the three views with several sets of heads ablated, each set together, batch by batch.
+
+    Images are read once for all sets, and no logits are kept: a million images need no more memory than a batch.
+
+    Args:
+        model: a wrapped model with a head.
+        images: any images.
+        masks: object masks at the model's resolution.
+        sets: heads that are ablated together, and how.
+        fill: what removed pixels become.
+        means: reference means of `attn.hook_z`, for `mean_positional`.
+        batch_size: images per batch.
+
+    Yields:
+        Positions of the images, and per set the logits `[view image class]`.
+    """
+    model._check_mode()
+    views = views_of(model, images, masks, fill)
+    jobs = [(list(heads), replacement_of(mode, means)) for heads, mode in sets]
     for start in range(0, len(images), batch_size):
         part = range(start, min(start + batch_size, len(images)))
-        pixels = views(part).to(model.device)
-        out = model.run(pixels.flatten(0, 1), edits=edits).logits
-        found.append(out.unflatten(0, (3, len(part))))
-    return torch.cat(found, dim=1)
+        seen = views(part)
+        pixels = model.inputs(seen.flatten(0, 1).to(model.device, model.dtype))
+        found = [wave(model.parts, pixels, [], replace(seen, part), base=heads)[0] for heads, replace in jobs]
+        for (heads, _), logits in zip(jobs, found, strict=True):
+            if not torch.isfinite(logits).all():
+                names = ", ".join(unit.name for unit in heads) or "nothing"
+                raise NotFinite(f"ablating {names} gives NaN or Inf on one of the images {part.start} to {part.stop}.")
+        yield part, [logits.unflatten(0, (3, len(part))) for logits in found]

@@ -51,11 +51,12 @@ def fill_of(pixels: Pixels, fill: Fill) -> Pixels:
     if fill == "zero":
         return torch.zeros_like(pixels)
     if fill == "blur":
-        return _blur(pixels, sigma=max(pixels.shape[-2:]) / 8)
+        return blur(pixels, sigma=max(pixels.shape[-2:]) / 8)
     raise unknown("fill", fill, FILLS)
 
 
-def _blur(pixels: Pixels, sigma: float) -> Pixels:
+def blur(pixels: Pixels, sigma: float) -> Pixels:
+    """Gaussian blur with reflected borders; `sigma` in pixels."""
     radius = min(int(3 * sigma), min(pixels.shape[-2:]) - 1)
     steps = torch.arange(-radius, radius + 1, dtype=pixels.dtype, device=pixels.device)
     kernel = torch.exp(-(steps**2) / (2 * sigma**2))

@@ -10,10 +10,15 @@ do not say; sums would tie the weights to the grid size) [X].
 It is *the model's* foreground: where the model relies on the context, the optimised mask is the context, and then BIG
 measures the object. So every mask is checked (`JS(q, p(keep(S))) < 0.05`, failures are counted), and compared with
 given masks where both exist.
+
+Two things are ours [X]: where the optimised mask is flat (cells that ended at exactly 0 or 1), the cells nearest to the
+rest of the mask fill up the share, not the first ones of the image; and the mask is optimised in single precision at
+least, whatever the model's type.
 """
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +27,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuits.information import Fill, fill_of
+from circuits.information import Fill, blur, fill_of
 from mechvis.axes import Mask, Pixels
-from mechvis.errors import BadData, FailedMasks
+from mechvis.data.images import ImageSet
+from mechvis.errors import FailedMasks, OutOfRange, ShapeMismatch
+from mechvis.files import checksum
 from mechvis.metrics import jensen_shannon
+from mechvis.parallel.ledger import Ledger, cut
 from mechvis.progress import track
 
 SELF_CHECK = 0.05
@@ -53,6 +61,10 @@ class MaskSettings:
     tau: float = 1.0
     """Softmax temperature."""
 
+    def __post_init__(self):
+        if self.grid < 1 or self.steps < 1 or not 0 < self.keep < 1 or self.tau <= 0 or self.learning_rate <= 0:
+            raise OutOfRange(f"grid and steps are at least 1, 0 < keep < 1, tau and learning_rate above 0; got {self}.")
+
 
 @dataclass(frozen=True)
 class Masks:
@@ -73,41 +85,47 @@ class Masks:
 
 def optimise_masks(
     model: Any,
-    pixels: Pixels,
+    images: Pixels | ImageSet,
     *,
     settings: MaskSettings | None = None,
     fill: Fill = "mean",
     batch_size: int = 32,
+    folder: str | Path | None = None,
     progress: bool = True,
 ) -> Masks:
     """The smallest smooth region per image that keeps the model's prediction, binarised.
 
     Args:
         model: a wrapped model with a head.
-        pixels: normalised pixels.
+        images: an image set (read batch by batch), or normalised pixels.
         settings: weights and steps.
         fill: what the rest of the image becomes.
         batch_size: images per optimisation batch (images do not influence each other).
+        folder: keep finished batches here, and continue from them.
         progress: show a progress bar.
 
     Returns:
         Masks: with the self-check per image; failures are warned about and counted, not dropped.
     """
     settings = settings or MaskSettings()
-    # Only forward values and input gradients are needed: the weights keep their flags, and get no gradient.
+    plan = None if folder is None else _plan(model, images, settings, fill)
+    ledger = None if folder is None else Ledger(folder, plan or {})
+    batch_size = batch_size if ledger is None else ledger.agree(batch_size, 1)[0]
     found, divergence = [], []
-    with track(len(pixels), "optimising masks", " images", show=progress) as bar:
-        for start in range(0, len(pixels), batch_size):
-            batch = pixels[start : start + batch_size].to(model.device, model.dtype)
-            binary = _binarise(_soft_masks(model, batch, fill_of(batch, fill), settings), settings.keep)
-            masks = F.interpolate(binary[:, None].to(batch.dtype), size=batch.shape[-2:], mode="nearest")[:, 0] > 0.5
-            found.append(masks)
-            divergence.append(self_check(model, batch, masks, fill=fill, tau=settings.tau))
-            bar.update(len(batch))
+    with track(len(images), "optimising masks", " images", show=progress) as bar:
+        for piece in cut(len(images), 1, batch_size, 1):
+            done = None if ledger is None else ledger.read(piece)
+            if done is None:
+                done = _optimise(model, images[piece.images.start : piece.images.stop], settings, fill)
+                if ledger is not None:
+                    ledger.write(piece, done)
+            found.append(torch.from_numpy(done["masks"]))
+            divergence.append(done["divergence"])
+            bar.update(len(piece.images))
     masks = Masks(torch.cat(found), np.concatenate(divergence), "optimised")
     if masks.failed.any():
         warnings.warn(
-            f"{int(masks.failed.sum())} of {len(pixels)} optimised masks do not keep the prediction "
+            f"{int(masks.failed.sum())} of {len(images)} optimised masks do not keep the prediction "
             f"(JS >= {SELF_CHECK}); they are counted in the report. Given masks are safer.",
             FailedMasks,
             stacklevel=2,
@@ -115,15 +133,45 @@ def optimise_masks(
     return masks
 
 
+def _plan(model: Any, images: Pixels | ImageSet, settings: MaskSettings, fill: Fill) -> dict[str, Any]:
+    data = images.fingerprint if isinstance(images, ImageSet) else checksum(images.cpu().float().numpy().tobytes())[:16]
+    pixels = model.preprocess.fingerprint if isinstance(images, ImageSet) else ""
+    return {
+        "masks": "optimised",
+        "model": model.fingerprint,
+        "data": data,
+        "pixels": pixels,
+        "fill": fill,
+        **asdict(settings),
+    }
+
+
+def _optimise(model: Any, images: Pixels | ImageSet, settings: MaskSettings, fill: Fill) -> dict[str, np.ndarray]:
+    pixels = images.pixels_for(model.preprocess) if isinstance(images, ImageSet) else images
+    pixels = model.inputs(pixels.to(model.device, model.dtype))
+    exact = torch.promote_types(model.dtype, torch.float32)
+    # Only forward values and input gradients are needed: the weights keep their flags, and get no gradient.
+    # The caller may have switched gradients off.
+    with torch.inference_mode(False), torch.enable_grad():
+        wide = pixels.to(exact, copy=True)
+        binary = _binarise(_soft_masks(model, wide, fill_of(wide, fill), settings), settings.keep)
+    masks = F.interpolate(binary[:, None].to(exact), size=pixels.shape[-2:], mode="nearest")[:, 0] > 0.5
+    divergence = self_check(model, pixels, masks, fill=fill, tau=settings.tau)
+    return {"masks": masks.cpu().numpy(), "divergence": divergence}
+
+
 def _soft_masks(model: Any, pixels: Pixels, blank: Pixels, settings: MaskSettings) -> Float[Tensor, "image grid grid"]:
+    def answer(x: Pixels) -> Tensor:
+        return (model(x.to(model.dtype)).double() / settings.tau).softmax(-1)
+
     with torch.no_grad():
-        goal = (model(pixels).double() / settings.tau).softmax(-1)
+        goal = answer(pixels)
     mask = torch.full((len(pixels), settings.grid, settings.grid), 0.5, dtype=pixels.dtype, device=pixels.device)
     mask.requires_grad_(True)
     optimiser = torch.optim.Adam([mask], lr=settings.learning_rate)
     for _ in range(settings.steps):
         wide = F.interpolate(mask[:, None], size=pixels.shape[-2:], mode="bilinear", align_corners=False)
-        kept = (model(wide * pixels + (1 - wide) * blank).double() / settings.tau).softmax(-1)
+        kept = answer(wide * pixels + (1 - wide) * blank)
         variation = (mask[:, 1:] - mask[:, :-1]).abs().mean((1, 2)) + (mask[:, :, 1:] - mask[:, :, :-1]).abs().mean(
             (1, 2)
         )
@@ -141,16 +189,21 @@ def _soft_masks(model: Any, pixels: Pixels, blank: Pixels, settings: MaskSetting
 
 
 def _binarise(soft: Float[Tensor, "image grid grid"], keep: float) -> Bool[Tensor, "image grid grid"]:
-    """The top share of cells; ties go to the first cells, so that the size is exact."""
+    """The top share of cells; of equal cells those with the most mask around them, so that the size is exact."""
     flat = soft.flatten(1)
-    order = flat.sort(dim=1, descending=True, stable=True).indices[:, : max(1, round(keep * flat.shape[1]))]
+    nearby = blur(soft[:, None], sigma=max(1.0, soft.shape[-1] / 8)).flatten(1) if soft.shape[-1] > 1 else flat
+    # Sort by the second key, then stably by the first.
+    order = nearby.sort(dim=1, descending=True, stable=True).indices
+    order = order.gather(1, flat.gather(1, order).sort(dim=1, descending=True, stable=True).indices)
+    order = order[:, : max(1, round(keep * flat.shape[1]))]
     return torch.zeros_like(flat, dtype=torch.bool).scatter_(1, order, True).reshape(soft.shape)
 
 
 @torch.no_grad()
 def self_check(model: Any, pixels: Pixels, masks: Mask, *, fill: Fill = "mean", tau: float = 1.0) -> np.ndarray:
     """JS between the prediction on the image and on its masked part, in nats `[image]`."""
-    kept = torch.where(masks[:, None].to(pixels.device), pixels, fill_of(pixels, fill))
+    blank = fill_of(pixels.to(torch.promote_types(pixels.dtype, torch.float32)), fill).to(pixels.dtype)
+    kept = torch.where(masks[:, None].to(pixels.device), pixels, blank)
     q, p = ((model(x).double() / tau).softmax(-1) for x in (pixels, kept))
     return jensen_shannon(q, p).cpu().numpy()
 
@@ -158,7 +211,15 @@ def self_check(model: Any, pixels: Pixels, masks: Mask, *, fill: Fill = "mean", 
 def intersection_over_union(first: Mask, second: Mask) -> np.ndarray:
     """IoU per image `[image]`; two empty masks agree perfectly."""
     if first.shape != second.shape:
-        raise BadData(f"masks of shapes {list(first.shape)} and {list(second.shape)} cannot be compared.")
+        raise ShapeMismatch(f"masks of shapes {list(first.shape)} and {list(second.shape)} cannot be compared.")
     both = (first & second).flatten(1).sum(1).double()
     either = (first | second).flatten(1).sum(1).double()
     return torch.where(either > 0, both / either.clamp(min=1), torch.ones_like(both)).cpu().numpy()
+
+
+def read_masks(images: ImageSet, preprocess: Any, *, batch_size: int = 256) -> Mask:
+    """Given masks at the model's resolution, on the CPU; the files are read a few at a time."""
+    parts = [
+        images[start : start + batch_size].masks_for(preprocess).cpu() for start in range(0, len(images), batch_size)
+    ]
+    return torch.cat(parts)

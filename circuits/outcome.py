@@ -22,6 +22,7 @@ from mechvis import stats
 from mechvis.axes import Mask
 from mechvis.data.images import ImageSet
 from mechvis.means import Means
+from mechvis.progress import track
 from mechvis.units import Unit
 
 CALIBRATION_BINS = 15
@@ -99,8 +100,38 @@ def outcome(
     means: Means | None = None,
 ) -> Outcome:
     """Measure a model with `heads` ablated together; arguments as in :func:`circuits.head_scores.score_heads`."""
-    logits = joint_logits(model, images, masks, heads, mode=mode, fill=fill, means=means)
-    return outcome_of(logits, images, [unit.name for unit in heads], tau=tau)
+    return outcomes(model, images, masks, [(heads, mode)], fill=fill, tau=tau, means=means)[0]
+
+
+def outcomes(
+    model: Any,
+    images: ImageSet,
+    masks: Mask,
+    sets: Sequence[tuple[Sequence[Unit], Mode]],
+    *,
+    fill: Fill = "mean",
+    tau: float = 1.0,
+    means: Means | None = None,
+    progress: bool = False,
+) -> list[Outcome]:
+    """One outcome per set of heads (and how they are ablated); the images are read once for all sets."""
+    parts: list[list[Outcome]] = [[] for _ in sets]
+    with track(len(images), f"{len(sets)} selections of heads", " images", show=progress) as bar:
+        for part, found in joint_logits(model, images, masks, sets, fill=fill, means=means):
+            here = images[part.start : part.stop]
+            for logits, (heads, _), done in zip(found, sets, parts, strict=True):
+                done.append(outcome_of(logits, here, [unit.name for unit in heads], tau=tau))
+            bar.update(len(part))
+    return [_joined(done) for done in parts]
+
+
+def _joined(parts: Sequence[Outcome]) -> Outcome:
+    def column(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    arrays = ("big", "fig", "correct", "object_only", "context_only", "confidence", "nll")
+    groups = None if parts[0].groups is None else column("groups")
+    return Outcome(heads=parts[0].heads, groups=groups, **{name: column(name) for name in arrays})
 
 
 def outcome_of(logits: Tensor, images: ImageSet, heads: Sequence[str] = (), *, tau: float = 1.0) -> Outcome:

@@ -26,6 +26,9 @@ MANIFEST = "study.json"
 EXAMPLES = 12
 """Evaluation images shown in the report."""
 
+LOWER_IS_BETTER = ("BIR", "NLL", "BIG", "mean ratio", "calibration error", "context only")
+"""Measures of the controls of which less is better."""
+
 _FRAMES = ("curve", "evaluation", "controls", "images")
 
 
@@ -74,28 +77,39 @@ class Study:
         return found.row(0, named=True)
 
     def against_random(self, measure: str = "BIR") -> dict[str, float]:
-        """The chosen heads beside the random ones: `observed`, `low`, `high` (95 % of draws), `draws`, `p`.
+        """The chosen heads beside random ones: `observed`, `low`, `high` (95 % of draws), `draws`, `different`, `p`.
 
-        `p` is the share of draws (observed one included) at least as good: lower for BIR, higher for accuracies.
+        `p` is the share of the different sets that were drawn (the chosen one included) that are at least as good:
+        lower for BIR and other costs, higher for accuracies. A small model has few sets, and p cannot be small there.
 
         Raises:
-            UnknownName: nothing was removed, so there is no control; or no such measure.
+            UnknownName: nothing (or everything) was removed, so there is no control; or no such measure.
         """
-        if measure not in self.controls.columns:
-            raise UnknownName(f"no measure {measure!r}; there are: {', '.join(self.controls.columns[2:])}.")
-        drawn = self.controls.filter(pl.col("selection") == "random")[measure].to_numpy()
+        measures = self.controls.columns[2:]
+        if measure not in measures:
+            raise UnknownName(f"no measure {measure!r}; there are: {', '.join(measures)}.")
+        random = self.controls.filter(pl.col("selection") == "random")
+        drawn = random[measure].to_numpy()
         if not len(drawn):
-            raise UnknownName("nothing was removed, so there is no random control.")
+            raise UnknownName("there is no random control: nothing was removed, or every head.")
         observed = float(self.controls.filter(pl.col("selection") == "CIGMA")[measure][0])
-        as_good = (drawn <= observed) if measure in ("BIR", "NLL") else (drawn >= observed)
-        low, high = np.quantile(drawn, [0.025, 0.975])
+        once = random.unique("heads", maintain_order=True)[measure].to_numpy()
+        # Undefined counts as good: it must not make the chosen heads look better.
+        worse = (once > observed) if measure in LOWER_IS_BETTER else (once < observed)
+        low, high = np.nanquantile(drawn, [0.025, 0.975]) if np.isfinite(drawn).any() else (np.nan, np.nan)
         return {
             "observed": observed,
             "low": float(low),
             "high": float(high),
             "draws": float(len(drawn)),
-            "p": float((1 + as_good.sum()) / (1 + len(drawn))),
+            "different": float(len(once)),
+            "p": float((1 + (~worse).sum()) / (1 + len(once))),
         }
+
+    @property
+    def has_control(self) -> bool:
+        """Is there a random control? Not if nothing was removed, or every head."""
+        return "random" in self.controls["selection"].to_list()
 
     def units(self, model: Any) -> list[Unit]:
         """The chosen heads as units of `model`."""
@@ -227,6 +241,9 @@ def example_pictures(
     pixels = chosen.pixels_for(model.preprocess)
     views = three_views(pixels, masks[torch.as_tensor(index)].cpu(), fill)
     colours = model.preprocess.unnormalise(views.flatten(0, 1)).unflatten(0, views.shape[:2])
+    channels = colours.shape[2]
+    if channels != 3:  # shown as grey, or by the first three channels
+        colours = colours[:, :, :3] if channels > 3 else colours.mean(2, keepdim=True).expand(-1, -1, 3, -1, -1)
     pictures = (colours * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).numpy()
     return {
         "pictures": pictures,
