@@ -7,13 +7,18 @@ halves are separate because an ablated head re-enters the network between them (
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor
 
 from mechvis.axes import Pattern, PerHead, Residual
 from mechvis.models.parts import AttentionParts, BlockParts
 
+# The last block computes queries of the tokens that are read only, but keys and values of all.
+Queries = Float[Tensor, "row query head d_head"]
+Keys = Float[Tensor, "row key head d_head"]
 
-def scores_of(attn: AttentionParts, q: PerHead, k: PerHead) -> Pattern:
+
+def scores_of(attn: AttentionParts, q: Queries, k: Keys) -> Pattern:
     """Scaled query-key products `[row head query key]`, before softmax; future keys are -inf in causal towers."""
     scores = rearrange(q, "r q h d -> r h q d") @ rearrange(k, "r k h d -> r h d k") * attn.scale
     if attn.causal:
@@ -31,12 +36,12 @@ def pattern_of(attn: AttentionParts, scores: Pattern) -> Pattern:
     return F.softmax(scores, dim=-1, dtype=work).to(scores.dtype)
 
 
-def mix_explicit(pattern: Pattern, v: PerHead) -> PerHead:
+def mix_explicit(pattern: Pattern, v: Keys) -> Queries:
     """Attention-weighted values, from a pattern."""
     return rearrange(pattern @ rearrange(v, "r k h d -> r h k d"), "r h q d -> r q h d").contiguous()
 
 
-def mix(attn: AttentionParts, q: PerHead, k: PerHead, v: PerHead) -> PerHead:
+def mix(attn: AttentionParts, q: Queries, k: Keys, v: Keys) -> Queries:
     """Attention-weighted values by the way the user's model does it now: fused, or explicit."""
     if not attn.fused():
         return mix_explicit(pattern_of(attn, scores_of(attn, q, k)), v)
