@@ -22,7 +22,6 @@ import logging
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,15 +30,16 @@ import polars as pl
 import torch
 
 from circuits import comparators
-from circuits.head_scores import MODES, SCORES, Mode, score_heads
-from circuits.information import FILLS, Fill
-from circuits.masks import Masks, MaskSettings, intersection_over_union, optimise_masks, read_masks
+from circuits.head_scores import SCORES, Mode, score_heads
+from circuits.information import Fill
+from circuits.masks import Masks, MaskSettings
 from circuits.outcome import Outcome, comparison, outcomes
 from circuits.study import Study, example_pictures
+from circuits.study_inputs import Split, check_labels, check_model, check_settings, masks_of, means_of, splits_of
 from mechvis import files
 from mechvis import means as reference_means
-from mechvis.data.images import ImageSet, refuse_overlap
-from mechvis.errors import BadData, FailedMasks, OutOfRange, ResultMismatch, SplitOverlap, unknown
+from mechvis.data.images import ImageSet
+from mechvis.errors import BadData, OutOfRange
 from mechvis.means import Means
 from mechvis.provenance import provenance
 from mechvis.results import Result
@@ -48,18 +48,8 @@ from mechvis.units import Unit, units_of
 logger = logging.getLogger(__name__)
 
 CANDIDATES = (0, 1, 2, 4, 8, 16, 32)
-SHARES = (0.4, 0.2, 0.4)
-"""Selection, validation, evaluation."""
 SENSITIVITY_IMAGES = 64
 """Images of the second scan with another fill."""
-
-
-@dataclass(frozen=True)
-class _Split:
-    """Images of one purpose with their masks."""
-
-    images: ImageSet
-    masks: Masks
 
 
 def cigma(
@@ -131,15 +121,15 @@ def cigma(
         >>> print(study.summary())                                                           # doctest: +SKIP
     """
     started = time.perf_counter()
-    _check(fill, rank_by, k, candidates, mask_source, controls, mode, tau, max_cost)
-    _check_model(model, k)
+    check_settings(fill, rank_by, k, candidates, mask_source, controls, mode, tau, max_cost)
+    check_model(model, k)
     if out is not None:
         files.ensure_writable(out)
-    sets = _splits(images, selection, validation, evaluation, seed, allow_overlap)
+    sets = splits_of(images, selection, validation, evaluation, seed, allow_overlap)
     for name, found in sets.items():
-        _check_labels(model, found, name)
-    means, sets["selection"] = _means(model, mode, reference, sets, seed, allow_overlap)
-    splits, mask_facts = _masks(model, sets, mask_source, fill, tau, mask_settings, out, progress)
+        check_labels(model, found, name)
+    means, sets["selection"] = means_of(model, mode, reference, sets, seed, allow_overlap)
+    splits, mask_facts = masks_of(model, sets, mask_source, fill, tau, mask_settings, out, progress)
     select, validate, evaluate = (splits[name] for name in ("selection", "validation", "evaluation"))
     options: dict[str, Any] = {"mode": mode, "fill": fill, "tau": tau, "means": means}
     settings = {
@@ -220,189 +210,6 @@ def cigma(
     return study
 
 
-def _check(
-    fill: str,
-    rank_by: str,
-    k: Any,
-    candidates: Sequence[int],
-    mask_source: str,
-    controls: int,
-    mode: str,
-    tau: float,
-    max_cost: float,
-) -> None:
-    def is_count(value: Any) -> bool:
-        return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 0
-
-    if fill not in FILLS:
-        raise unknown("fill", fill, FILLS)
-    if mode not in MODES:
-        raise unknown("mode", mode, MODES)
-    if rank_by not in ("guarded", "cigma"):
-        raise unknown("rank_by", rank_by, ("guarded", "cigma"))
-    if mask_source not in ("auto", "given", "optimised"):
-        raise unknown("mask_source", mask_source, ("auto", "given", "optimised"))
-    if not (k == "auto" or is_count(k)) or not candidates or not all(map(is_count, candidates)):
-        raise OutOfRange(
-            f"k is 'auto' or a number of heads from 0, candidates are such numbers; got k={k!r}, {candidates}."
-        )
-    if controls < 20:
-        raise OutOfRange(f"controls={controls}: an interval over random heads needs at least 20 draws.")
-    if not tau > 0 or not 0 <= max_cost <= 1:
-        raise OutOfRange(f"tau must be above 0 and max_cost between 0 and 1, got tau={tau} and max_cost={max_cost}.")
-
-
-def _check_model(model: Any, k: Any) -> None:
-    parts = getattr(model, "parts", None)
-    if parts is None:
-        hint = " Use clip.classifier(class_names)." if hasattr(model, "classifier") else " Use mechvis.load(model)."
-        raise BadData(f"CIGMA needs a wrapped classifier, got {type(model).__name__}.{hint}")
-    if parts.head is None or parts.modality != "image":
-        raise BadData(
-            f"{model.title or parts.family} has no classes; for CLIP use clip.classifier(class_names), else a model "
-            "with a head."
-        )
-    if model.preprocess is None:
-        raise BadData("this model has no image preprocessing; pass preprocess= to mechvis.load.")
-    n_heads = sum(block.attn.n_heads for block in parts.blocks)
-    if k != "auto" and k > n_heads:
-        raise OutOfRange(f"k={k}: the model has only {n_heads} heads.")
-
-
-def _check_labels(model: Any, images: ImageSet, name: str) -> None:
-    """A wrong numbering of the classes would give plausible numbers about nothing."""
-    if images.labels is None:
-        raise BadData(f"the {name} images have no labels; CIGMA needs them for its guards and its evaluation.")
-    n_classes = model.run(images[:1]).logits.shape[-1]
-    if n_classes < 2:
-        raise BadData(f"CIGMA compares distributions over classes; the model's head has {n_classes} output.")
-    low, high = int(np.min(images.labels)), int(np.max(images.labels))
-    if low < 0 or high >= n_classes:
-        raise OutOfRange(
-            f"the {name} images have labels from {low} to {high}, the model's classes are 0 to {n_classes - 1}."
-        )
-    place = {word: i for i, word in enumerate(model.parts.class_names)}
-    for i in np.unique(images.labels):
-        word = images.class_names[i] if images.class_names else None
-        if place.get(word, i) != i:
-            raise BadData(
-                f"the class {word!r} is number {i} of the {name} images, but number {place[word]} of the model. "
-                "Number the labels as the model does: mechvis.commands.with_model_classes(images, model)."
-            )
-
-
-def _splits(
-    images: ImageSet | None,
-    selection: ImageSet | None,
-    validation: ImageSet | None,
-    evaluation: ImageSet | None,
-    seed: int,
-    allow_overlap: bool,
-) -> dict[str, ImageSet]:
-    given = {"selection": selection, "validation": validation, "evaluation": evaluation}
-    if images is not None:
-        if any(part is not None for part in given.values()):
-            raise BadData("pass either images=, which is split, or selection=, validation= and evaluation=.")
-        if len(images) < 30:
-            raise BadData(
-                f"{len(images)} images are too few for three disjoint splits; 200 or more give useful intervals."
-            )
-        return dict(zip(given, images.split(*SHARES, seed=seed), strict=True))
-    missing = [name for name, part in given.items() if part is None]
-    if missing:
-        raise BadData(f"no {' and no '.join(missing)} images; pass images= to have them split.")
-    if not allow_overlap:
-        for first, second in (("selection", "validation"), ("selection", "evaluation"), ("validation", "evaluation")):
-            refuse_overlap(given[first], given[second], what=f"{first} and {second} images")
-    return {name: part for name, part in given.items() if part is not None}
-
-
-def _means(
-    model: Any, mode: str, reference: Any, sets: dict[str, ImageSet], seed: int, allow_overlap: bool
-) -> tuple[Means | None, ImageSet]:
-    """Reference means for mean ablation, and the selection images that remain."""
-    selection = sets["selection"]
-    if mode != "mean_positional":
-        if reference is not None:
-            raise BadData(f"reference= is for mode='mean_positional', the mode is {mode!r}.")
-        return None, selection
-    if reference is None:
-        reference, selection = selection.split(0.2, 0.8, seed=seed)
-    elif not allow_overlap:
-        for name, part in sets.items():
-            if isinstance(reference, ImageSet):
-                refuse_overlap(reference, part, what=f"reference and {name} images")
-            elif shared := reference.ids & set(part.ids):
-                raise SplitOverlap(
-                    f"reference and {name} images must not share images: {len(shared)} ids are in both "
-                    f"({min(shared)} ...). Use others, or allow_overlap=True if they are different images."
-                )
-    found = reference if isinstance(reference, Means) else reference_means(model, reference, "blocks.*.attn.hook_z")
-    for unit in units_of(model, "heads"):
-        shape = (model.parts.n_tokens, model.parts.blocks[unit.layer].attn.n_heads)
-        if found[unit.site].shape[:2] != shape:
-            raise ResultMismatch(
-                f"the means of {unit.site} are {list(found[unit.site].shape)}: they are of another model."
-            )
-    return found, selection
-
-
-def _masks(
-    model: Any,
-    sets: dict[str, ImageSet],
-    source: str,
-    fill: Fill,
-    tau: float,
-    settings: MaskSettings | None,
-    out: str | Path | None,
-    progress: bool,
-) -> tuple[dict[str, _Split], dict[str, Any]]:
-    have = all(part.read_mask is not None for part in sets.values())
-    if source == "given" and not have:
-        raise BadData(
-            "mask_source='given', but the images have no masks. Pass masks= to the loader, or use 'optimised'."
-        )
-    splits: dict[str, _Split] = {}
-    facts: dict[str, Any] = {"source": "given" if have and source != "optimised" else "optimised"}
-    if source == "auto" and not have:
-        warnings.warn(
-            "the images have no masks: the model's own (optimised) masks are used. Where the model relies on the "
-            "context, they show the context, and scores turn around.",
-            FailedMasks,
-            stacklevel=3,
-        )
-    agreement = []
-    for name, part in sets.items():
-        if facts["source"] == "given":
-            found = read_masks(part, model.preprocess)
-            _check_given(found, part, name)
-            splits[name] = _Split(part, Masks(found, np.zeros(len(part)), "given"))
-            continue
-        wanted = settings or MaskSettings(tau=tau)
-        folder = None if out is None else Path(out) / "masks" / name
-        found = optimise_masks(model, part, settings=wanted, fill=fill, folder=folder, progress=progress)
-        splits[name] = _Split(part, found)
-        if have:
-            agreement.append(intersection_over_union(found.masks, read_masks(part, model.preprocess)))
-    facts["n"] = sum(len(split.images) for split in splits.values())
-    facts["failed self-check"] = int(sum(split.masks.failed.sum() for split in splits.values()))
-    facts["object share"] = float(np.mean([float(split.masks.masks.float().mean()) for split in splits.values()]))
-    if agreement:
-        facts["IoU with given masks"] = float(np.concatenate(agreement).mean())
-    return splits, facts
-
-
-def _check_given(masks: Any, images: ImageSet, name: str) -> None:
-    empty = (~masks.flatten(1).any(1)).nonzero().flatten().tolist()
-    full = masks.flatten(1).all(1).nonzero().flatten().tolist()
-    if empty or full:
-        which = ", ".join(images.ids[i] for i in (empty + full)[:3])
-        raise BadData(
-            f"{len(empty)} {name} masks are empty and {len(full)} cover the whole image (after resize and crop), "
-            f"e.g. {which}: nothing can be removed there. Leave these images out."
-        )
-
-
 def _mask_hash(masks: Masks) -> str:
     return files.checksum(np.packbits(masks.masks.cpu().numpy()).tobytes())[:16]
 
@@ -464,7 +271,7 @@ def _low(scores: Result, unit: Unit, rank_by: str) -> float:
 
 
 def _greedy(
-    model: Any, select: _Split, recommended: list[Unit], most: int, rank_by: str, options: dict, run: dict, seed: int
+    model: Any, select: Split, recommended: list[Unit], most: int, rank_by: str, options: dict, run: dict, seed: int
 ) -> list[Unit]:
     """Accept the best head, re-score the rest with it removed, and so on, while a head's guarded interval lies above
     zero."""
@@ -484,7 +291,7 @@ def _greedy(
 
 def _choose(
     model: Any,
-    validate: _Split,
+    validate: Split,
     heads: list[Unit],
     k: int | str,
     candidates: Sequence[int],
@@ -525,8 +332,8 @@ def _choose(
 
 def _rivals(
     model: Any,
-    evaluate: _Split,
-    select: _Split,
+    evaluate: Split,
+    select: Split,
     chosen: list[Unit],
     draws: int,
     options: dict,
@@ -580,9 +387,7 @@ def _rivals(
     return found[0], found[1], pl.DataFrame(rows, infer_schema_length=None), missing
 
 
-def _sensitivity(
-    model: Any, select: _Split, scores: Result, rank_by: str, options: dict, run: dict
-) -> dict[str, float]:
+def _sensitivity(model: Any, select: Split, scores: Result, rank_by: str, options: dict, run: dict) -> dict[str, float]:
     """Rank correlation of head scores under another fill and other temperatures, on some selection images."""
     from scipy.stats import spearmanr
 
