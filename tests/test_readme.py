@@ -1,0 +1,48 @@
+"""The README's code runs, and what it names exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from mechvis import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "notebooks/README.md", "tests/SKIPS.md")
+
+
+def test_python_example_runs(tmp_path, monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert (tmp_path / "runs" / "heads.html").is_file()
+    assert names["run"].logits.shape == (64, 8)
+    assert "survive FDR" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)\)", text):
+        assert target.startswith("https://") or ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_and_targets_exist(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make ([a-z]+)", text, re.MULTILINE))
+    assert named <= targets, f"{page} names make targets that do not exist: {sorted(named - targets)}"
+    commands = set(cli.commands())
+    named = set(re.findall(r"(?:^|`)mechvis ([a-z]+)", text, re.MULTILINE))
+    assert named <= commands, f"{page} names commands that do not exist: {sorted(named - commands)}"
+
+
+def test_every_flag_in_a_shell_example_exists():
+    known = (ROOT / "tests" / "mechvis" / "cli_flags.txt").read_text(encoding="utf-8")
+    for page in PAGES:
+        for line in re.findall(r"^mechvis .*--.*$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE):
+            command = line.split()[1]
+            for flag in re.findall(r" (--[a-z-]+)", line):
+                assert f"mechvis {command} {flag}" in known, f"{page}: {command} has no {flag}"
