@@ -88,9 +88,10 @@ def test_the_shortcut_is_that_of_the_card(vit):
         # three standard errors of a fraction near a half, n = 200
         assert whole[name] == pytest.approx(told[name], abs=0.11), name
         assert without[name] == pytest.approx(told_without[name], abs=0.11), name
-    assert without["conflicting"] >= whole["conflicting"] + 0.09
-    assert without["consistent"] >= whole["consistent"] - 0.05
-    assert without["bir"] <= 0.6 * whole["bir"]
+    for before, after, slack in ((told, told_without, 0.0), (whole, without, 0.1)):
+        assert after["conflicting"] >= before["conflicting"] + 0.09
+        assert after["consistent"] >= before["consistent"] - 0.05
+        assert after["bir"] <= (0.6 + slack) * before["bir"]
 
 
 def test_zero_shot_accuracies_are_those_of_the_card(clip):
