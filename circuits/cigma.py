@@ -5,8 +5,9 @@ Causal information-gain attribution of attention heads (methods.md section 1), a
 1. Split the images: selection, validation, evaluation (and reference, for mean ablation); disjoint.
 2. Masks: given, or optimised on the unablated model and checked.
 3. Score every head on the selection images: raw score, guards, intervals; also on the correctly classified ones alone.
-4. Recommend heads whose guarded score's interval lies above zero, and order them (greedily re-scored, if asked).
-   With `rank_by="cigma"` the raw score orders them, but the guard still decides which are recommended.
+4. Recommend heads whose guarded score's interval lies above zero (and that survive the false-discovery-rate correction
+   over heads), and order them (greedily re-scored, if asked). With `rank_by="cigma"` the raw score orders them, but
+   the guard still decides which are recommended.
 5. Choose how many to remove on the validation images.
 6. On the evaluation images: before and after, against random heads, direct effect and Locate-Then-Correct.
 
@@ -91,7 +92,8 @@ def cigma(
         rank_by: `guarded`, or the paper's raw score `cigma`.
         k: how many heads to remove; `auto` chooses from `candidates` on the validation images: the best worst group
             (accuracy, where there are no groups) among those that cost no group more than `max_cost`.
-        candidates: numbers of heads to try.
+        candidates: numbers of heads to try; all recommended heads together are tried too, if there are no more of them
+            than the largest candidate.
         max_cost: largest loss of accuracy that any group may suffer on the validation images.
         greedy: re-score the rest after each accepted head, so that heads are seen that only matter once another is gone
             (not heads that are fully redundant from the start, see the top of this module).
@@ -177,7 +179,7 @@ def cigma(
     scores = _result(values, units, select.images, where, rank_by, "all selection images", seed)
     true_positives = _true_positives(values, units, select.images, where, rank_by, seed)
     ranked = _ranking(scores, units, rank_by)
-    recommended = [unit for unit in ranked if _low(scores, unit, "guarded") > 0]
+    recommended = [unit for unit in ranked if _reliable(scores, unit)]
     if greedy:
         most = max(*candidates, 0 if k == "auto" else k)
         recommended = _greedy(model, select, recommended, most, rank_by, options, run, seed)
@@ -266,15 +268,17 @@ def _ranking(scores: Result, units: Sequence[Unit], rank_by: str) -> list[Unit]:
     return [units[i] for i in np.argsort(-effect, kind="stable")]
 
 
-def _low(scores: Result, unit: Unit, rank_by: str) -> float:
-    return float(scores.rows(rank_by).filter(pl.col("unit") == unit.name)["low"][0])
+def _reliable(scores: Result, unit: Unit) -> bool:
+    """Is the guarded score above zero: its interval, and after the correction for the number of heads?"""
+    row = scores.rows("guarded").row(by_predicate=pl.col("unit") == unit.name, named=True)
+    return row["low"] is not None and row["low"] > 0 and row["significant"]
 
 
 def _greedy(
     model: Any, select: Split, recommended: list[Unit], most: int, rank_by: str, options: dict, run: dict, seed: int
 ) -> list[Unit]:
-    """Accept the best head, re-score the rest with it removed, and so on, while a head's guarded interval lies above
-    zero."""
+    """Accept the best head, re-score the rest with it removed, and so on, while a head's guarded score is
+    reliably above zero."""
     accepted: list[Unit] = recommended[:1]
     while accepted and len(accepted) < most:
         rest = [unit for unit in units_of(model, "heads") if unit not in accepted]
@@ -282,7 +286,7 @@ def _greedy(
             break
         values = score_heads(model, select.images, select.masks.masks, removed=accepted, units=rest, **options, **run)
         scores = _result(values, rest, select.images, {}, rank_by, "greedy", seed)
-        passed = [unit for unit in _ranking(scores, rest, rank_by) if _low(scores, unit, "guarded") > 0]
+        passed = [unit for unit in _ranking(scores, rest, rank_by) if _reliable(scores, unit)]
         if not passed:
             break
         accepted.append(passed[0])
@@ -299,6 +303,7 @@ def _choose(
     options: dict,
 ) -> tuple[pl.DataFrame, list[Unit]]:
     """Try numbers of heads on the validation images; take the best worst group among those that cost little."""
+    candidates = [*candidates, min(len(heads), max(candidates))]
     tried = sorted({0, *(int(c) for c in candidates if c <= len(heads)), *([] if k == "auto" else [int(k)])})
     sets = [(heads[:c], options["mode"]) for c in tried]
     shared = {name: options[name] for name in ("fill", "tau", "means")}

@@ -10,6 +10,7 @@
   mean-ablated.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ from mechvis.units import Unit, head_units
 
 
 def random_heads(model: Any, k: int, draws: int, *, seed: int, without: Sequence[Unit] = ()) -> list[list[Unit]]:
-    """`draws` random sets of `k` heads, each without repetition; the same set may be drawn twice.
+    """`draws` random sets of `k` heads, all different if there are that many sets; else the same one is drawn again.
 
     Args:
         model: a wrapped model.
@@ -46,10 +47,11 @@ def random_heads(model: Any, k: int, draws: int, *, seed: int, without: Sequence
     if k == len(excluded) and k in (0, len(every)):
         raise OutOfRange(f"there is only one set of {k} of {len(every)} heads, so nothing to compare it with.")
     generator = np.random.default_rng(seed)
+    repeat = math.comb(len(every), k) - (k == len(excluded)) < draws
     found: list[list[Unit]] = []
     while len(found) < draws:
         drawn = sorted(every[i] for i in generator.choice(len(every), k, replace=False))
-        if not excluded or drawn != excluded:
+        if not (excluded and drawn == excluded) and (repeat or drawn not in found):
             found.append(drawn)
     return found
 

@@ -43,7 +43,8 @@ class Study:
     ranking: tuple[str, ...]
     """All heads, best first."""
     recommended: tuple[str, ...]
-    """Heads whose ranking score's interval lies above zero, in the order of removal."""
+    """Heads whose guarded score is reliably above zero (its interval, and corrected for the number of heads), in the
+    order of removal."""
     chosen: tuple[str, ...]
     """Heads that the study removes (possibly none)."""
     curve: pl.DataFrame
