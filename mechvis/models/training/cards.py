@@ -94,13 +94,14 @@ flaw is known. It names the shape in procedural scenes (`mechvis.data.scenes`):
 
 * Architecture: `ViTForImageClassification`, 64 x 64 pixels, patch 8, 4 layers of 4 heads of 32, MLP 256, float32.
 * Backbone: trained on fresh scenes whose shape and background are independent, to name shape, background and colour. A
-  second stage asks for a wide background margin and a moderate shape margin: after the first stage alone, the same
-  classifier hardly used the background.
+  second stage asks for a wide background margin and a moderate shape margin, with a mild group lasso on each head's
+  value and output matrices, so that heads that matter little shrink: after the first stage alone, the same classifier
+  hardly used the background.
 * Classifier: ridge-regularised logistic regression on the frozen backbone's CLS features of {plan.images} scenes whose
   background agrees with the shape in {100 * plan.correlation:.0f} % of cases (ridge {plan.ridge}). Nothing else plants
   the shortcut.
-* Train again: `mechvis.models.training.train("scenes-vit", folder)`. The settings are the code's defaults. Bits depend
-  on processor and thread count.
+* Train again: `mechvis zoo train scenes-vit --out folder`. The settings are the code's defaults. Bits depend on
+  processor and thread count (this file: one thread).
 * Not for use on photographs: it has only ever seen these scenes.
 
 ## Figures
