@@ -8,6 +8,7 @@ import copy
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -44,12 +45,15 @@ def bare_loop(bare: nn.Module, pixels: Tensor, heads: Heads, metric: Callable[[T
 
 def bridge(bare: nn.Module) -> Any:
     """transformer_lens' wrapper, around a copy: it replaces the modules of the model that it is given."""
+    import huggingface_hub
     from transformer_lens.model_bridge import TransformerBridge
 
     model = copy.deepcopy(bare)
     # It recognises a model by this entry, which a model made in memory does not have.
     model.config.architectures = [type(bare).__name__]
-    with warnings.catch_warnings():
+    # It asks the hub for files that are not needed here, and again and again where there is no network.
+    offline = mock.patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with warnings.catch_warnings(), offline:
         warnings.simplefilter("ignore")
         return TransformerBridge.boot_transformers("benchmark", hf_model=model, device="cpu")
 

@@ -26,10 +26,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-# Before the libraries that read them: no progress bars in the timings, and nothing is asked of a hub.
-os.environ.setdefault("TQDM_DISABLE", "1")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 import torch
 from torch import Tensor, nn
 
@@ -399,3 +395,7 @@ def main() -> None:
     (chosen.out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
     (chosen.out / "results.md").write_text(table(found))
     print((chosen.out / "results.md").read_text())
+
+
+if __name__ == "__main__":
+    main()
