@@ -276,7 +276,7 @@ def freeze(
 def add(
     site: str,
     vector: Tensor,
-    factor: float = 1.0,
+    factor: float | int = 1.0,
     *,
     rows: Rows = None,
     tokens: Tokens = None,
@@ -292,7 +292,7 @@ def add(
 
 
 def scale(
-    site: str, factor: float, *, rows: Rows = None, tokens: Tokens = None, heads: Rows = None, units: Rows = None
+    site: str, factor: float | int, *, rows: Rows = None, tokens: Tokens = None, heads: Rows = None, units: Rows = None
 ) -> Edit:
     """Multiply by `factor` (a gate: 0 removes, 1 keeps)."""
     return _edit("scale", site, rows, tokens, heads, units, factor=_finite(factor))
@@ -323,7 +323,7 @@ def call(
     return _edit("call", site, rows, tokens, heads, units, fn=fn)
 
 
-def _finite(factor: float) -> float:
+def _finite(factor: float | int) -> float:
     if not math.isfinite(factor):
         raise BadData(f"factor={factor}: expected a finite number.")
     return float(factor)

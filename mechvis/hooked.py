@@ -322,7 +322,7 @@ class HookedViT(HookedRootModule):
     def run(
         self,
         images: Any,
-        edits: Sequence[Edit] = (),
+        edits: Sequence[Edit] | Edit = (),
         capture: Sequence[str] | str = (),
         *,
         grad: bool = False,

@@ -19,6 +19,14 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("mechvis")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _run_time_checks_draw_random_numbers(request):
+    if request.config.getoption("jaxtyping_packages", None):
+        from mechvis.testing import untouched
+
+        untouched.IGNORED = ("rng python",)  # beartype draws which item of a container it looks at
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     random.seed(0)

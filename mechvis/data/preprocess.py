@@ -130,7 +130,7 @@ class Preprocess:
 
 
 def check_pixels(
-    pixels: Tensor,
+    pixels: Any,
     *,
     channels: int,
     sizes: tuple[int, int] | None,

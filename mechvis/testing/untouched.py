@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+IGNORED: tuple[str, ...] = ()
+"""Left out of every comparison: for a process that runs a tool which leaves traces of its own."""
+
 
 @contextlib.contextmanager
 def assert_untouched(model: Any, *, ignore: tuple[str, ...] = ()) -> Iterator[None]:
@@ -21,7 +24,7 @@ def assert_untouched(model: Any, *, ignore: tuple[str, ...] = ()) -> Iterator[No
 
     Args:
         model: a bare module, a `HookedViT` (its hook points and the borrowed module), or a `HookedCLIP`.
-        ignore: parts of the comparison to leave out, by the first word of their name, e.g. `("rng",)`.
+        ignore: parts of the comparison to leave out, by how their names begin, e.g. `("rng",)`.
 
     Raises:
         AssertionError: lists what changed.
@@ -38,7 +41,7 @@ def assert_untouched(model: Any, *, ignore: tuple[str, ...] = ()) -> Iterator[No
         changed = [
             name
             for name in before | after
-            if name.split(" ")[0] not in ignore and not _same(before.get(name), after.get(name))
+            if not name.startswith((*IGNORED, *ignore)) and not _same(before.get(name), after.get(name))
         ]
         if changed:
             shown = "\n  ".join(
@@ -47,7 +50,7 @@ def assert_untouched(model: Any, *, ignore: tuple[str, ...] = ()) -> Iterator[No
             raise AssertionError(f"the model was not left as found; {len(changed)} differences:\n  {shown}")
 
 
-def assert_close(actual: Tensor, expected: Tensor, tolerance: float, what: str = "tensors") -> None:
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float | int, what: str = "tensors") -> None:
     """Fail if the largest difference exceeds `tolerance` times the largest expected value (at least 1e-30).
 
     Args:
