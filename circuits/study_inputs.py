@@ -81,7 +81,7 @@ def check_model(model: Any, k: Any) -> None:
     """
     parts = getattr(model, "parts", None)
     if parts is None:
-        hint = " Use clip.classifier(class_names)." if hasattr(model, "classifier") else " Use mechvis.load(model)."
+        hint = " Use clip.classifier(class_names)." if hasattr(model, "encode_image") else " Use mechvis.load(model)."
         raise BadData(f"CIGMA needs a wrapped classifier, got {type(model).__name__}.{hint}")
     if parts.head is None or parts.modality != "image":
         raise BadData(
