@@ -129,6 +129,35 @@ class Preprocess:
         return mean, std
 
 
+def plain_scaling(height: int, width: int, *, mean: float = 0.5, std: float = 0.5) -> Preprocess:
+    """Preprocessing for images that have their final size already: to [0, 1], minus `mean`, over `std`. No resizing.
+
+    It needs no image processor, so that generated images have pixels before any model is loaded.
+
+    Example:
+        >>> float(plain_scaling(2, 2)([np.full((2, 2, 3), 255, np.uint8)]).max())
+        1.0
+    """
+
+    def processor(images: Sequence[np.ndarray], *, do_rescale: bool = True, **settings: Any) -> dict[str, Tensor]:
+        if any(image.shape[:2] != (height, width) for image in images):
+            raise BadImages(
+                f"these images are not all {height} x {width}; use a model's own preprocessing, which resizes."
+            )
+        stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(torch.float32)
+        return {"pixel_values": (stacked * np.float32(1 / 255) - mean) / std if do_rescale else stacked}
+
+    return Preprocess(
+        processor=processor,
+        height=height,
+        width=width,
+        mean=(mean,) * 3,
+        std=(std,) * 3,
+        source="plain scaling",
+        settings={"plain scaling": [height, width, mean, std]},
+    )
+
+
 def check_pixels(
     pixels: Any,
     *,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mechvis.data.images import ImageSet
-from mechvis.data.preprocess import Preprocess
+from mechvis.data.preprocess import Preprocess, plain_scaling
 from mechvis.data.scene_drawing import Show, render, render_masks
 from mechvis.data.scene_factors import (
     BACKGROUNDS,
@@ -73,7 +73,7 @@ def scenes(
         group: Draw only "consistent" or only "conflicting" scenes.
         show: "both", "object" (on flat grey) or "background" (no object; then the set has no masks).
         start: Number of the first image.
-        preprocess: Kept as the set's own preprocessing.
+        preprocess: The set's own preprocessing; by default that of the bundled models (mean and std 0.5).
 
     Returns:
         Images, labels (shape), masks, groups ("consistent" or "conflicting"), captions and the factors as columns.
@@ -109,7 +109,7 @@ def scene_set(
         ids: One name per image.
         recipe: Text that fixes the images; it stands in for the pixels in the set's hash.
         show: What to draw, see `render`.
-        preprocess: Kept as the set's own preprocessing.
+        preprocess: The set's own preprocessing; by default that of the bundled models (mean and std 0.5).
 
     Example:
         >>> factors = sample_factors(2, seed=0)
@@ -139,7 +139,7 @@ def scene_set(
         groups=np.where(factors.consistent, "consistent", "conflicting"),
         captions=captions(factors),
         columns=columns,
-        preprocess=preprocess,
+        preprocess=preprocess or plain_scaling(IMAGE_SIZE, IMAGE_SIZE),
         recipe=f"{recipe} show={show}",
     )
 
@@ -182,7 +182,7 @@ def scene_pairs(
         correlation: See `scenes`; holds for the clean images.
         group: See `scenes`; holds for the clean images.
         start: Number of the first pair.
-        preprocess: Kept as both sets' own preprocessing.
+        preprocess: Both sets' own preprocessing; by default that of the bundled models (mean and std 0.5).
 
     Raises:
         BadData: If a setting is out of range.

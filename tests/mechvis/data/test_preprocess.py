@@ -148,3 +148,20 @@ def test_pixels_that_are_right():
 def test_pixels_on_another_device():
     with pytest.raises(MixedDevices, match=r"model is on cpu, the pixels on meta\. Move them: pixels\.to\('cpu'\)"):
         check_pixels(GOOD.to("meta"), channels=3, sizes=(48, 48), preprocess=None, device=torch.device("cpu"))
+
+
+def test_plain_scaling_equals_the_image_processor() -> None:
+    """Scenes have pixels before any model is loaded; they are the same pixels."""
+    from transformers import ViTImageProcessorPil
+
+    from mechvis.data.preprocess import plain_scaling
+
+    images = list(np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8))
+    theirs = Preprocess.of_processor(ViTImageProcessorPil(size={"height": 16, "width": 16}))
+    ours = plain_scaling(16, 16)
+    torch.testing.assert_close(ours(images), theirs(images), atol=5e-7, rtol=0)
+    mask = np.zeros((16, 16), bool)
+    mask[3:5, 7:9] = True
+    assert torch.equal(ours.masks([mask]), theirs.masks([mask]))
+    with pytest.raises(BadImages, match="not all 16 x 16"):
+        ours([np.zeros((8, 16, 3), np.uint8)])
