@@ -55,6 +55,8 @@ class Job:
     """From outputs to numbers."""
     n_views: int = 1
     """Views per image."""
+    bytes_per_image: int = 0
+    """What `replace` keeps in memory per image (activations of other images, if it puts those in)."""
     base: Sequence[Unit] = ()
     """Heads that are ablated in every row, the clean one included, by the same replacement (heads already removed)."""
     plan: dict[str, Any] | None = None
@@ -220,6 +222,8 @@ def cut_size(job: Job, budget: int) -> tuple[int, int]:
     views, at_once = job.n_views, _at_once(job)
     all_units = (1 + len(job.units)) * views
     rows, most = budget // (kept + working), job.n_images
+    if job.bytes_per_image:
+        most = min(most, max(1, budget // (2 * job.bytes_per_image)))
     if at_once is not None:
         group = max(at_once, views)
         if rows > group:

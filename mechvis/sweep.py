@@ -11,6 +11,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,6 +136,7 @@ def sweep(
         replace=replace,
         measure=measure,
         plan=plan,
+        bytes_per_image=_captured_bytes(model, listed) if edit in ("resample", "patch") else 0,
     )
     started = time.perf_counter()
     found = engines.compute(
@@ -165,6 +167,12 @@ def sweep(
     if out:
         result.save(Path(out))
     return result
+
+
+def _captured_bytes(model: Any, listed: Sequence[Unit]) -> int:
+    """Activations of one image at all sites of the units."""
+    sizes = (model.graph[site].sizes for site in {unit.site for unit in listed})
+    return sum(prod(size for size in axes if size) for axes in sizes) * torch.finfo(model.dtype).bits // 8
 
 
 def _reader(model: Any, images: Any) -> Callable[[range], Tensor]:

@@ -87,6 +87,13 @@ def test_budget_is_kept(model):
             assert images * n_views * (1 + units) * sum(bytes_per_row(model.parts, 8)) <= budget
 
 
+def test_activations_of_other_images_take_half_of_the_budget_at_most(model):
+    row = sum(bytes_per_row(model.parts, 8))
+    assert cut_size(job(model), 100 * 13 * row) == (5, 12)
+    assert cut_size(job(model, bytes_per_image=200 * row), 100 * 13 * row) == (3, 12)
+    assert cut_size(job(model, bytes_per_image=10**12), 100 * 13 * row) == (1, 12)
+
+
 def test_a_budget_too_small_says_what_is_needed(model):
     needed = 2 * sum(bytes_per_row(model.parts, 8))
     assert compute(job(model), budget=needed, progress=False)

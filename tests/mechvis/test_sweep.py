@@ -23,8 +23,8 @@ from mechvis.errors import (
     UnknownName,
 )
 from mechvis.means import means
-from mechvis.sweep import EDITS, _sources, sweep
-from mechvis.units import KINDS, Unit, head_units
+from mechvis.sweep import EDITS, _captured_bytes, _sources, sweep
+from mechvis.units import KINDS, Unit, head_units, units_of
 from mechvis.wave import bytes_per_row
 
 pytestmark = pytest.mark.filterwarnings("ignore::mechvis.errors.EffectlessEdit")
@@ -237,6 +237,13 @@ def test_patching_from_itself_changes_nothing_and_from_a_pair_it_does(model, pix
     for wrong in (None, pixels[:3]):
         with pytest.raises(ShapeMismatch, match="aligned one to one"):
             quiet(model, pixels, edit="patch", source=wrong)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_activations_that_are_put_in_are_counted(model, pixels, kind):
+    listed = units_of(model, kind)
+    cache = model.run(pixels, capture=sorted({unit.site for unit in listed})).cache
+    assert _captured_bytes(model, listed) * N == sum(value.nbytes for value in cache.values())
 
 
 def test_units_in_any_order_and_layers(model, pixels):
