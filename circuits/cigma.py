@@ -41,6 +41,7 @@ from mechvis import files
 from mechvis import means as reference_means
 from mechvis.data.images import ImageSet
 from mechvis.errors import BadData, OutOfRange
+from mechvis.labels import with_model_classes
 from mechvis.means import Means
 from mechvis.provenance import provenance
 from mechvis.results import Result
@@ -112,7 +113,7 @@ def cigma(
         Study: scores, ranking, curve over K, evaluation, controls; `.report(path)`, `.save(folder)`, `.apply(model)`.
 
     Raises:
-        BadData: no labels, labels that count the classes in another order than the model, no masks although `given`,
+        BadData: no labels, a class that the model does not know, no masks although `given`,
             too few images, a model without a head of at least two classes or without image preprocessing.
         SplitOverlap: the sets share images.
         OutOfRange: a label that the head does not have, or a setting out of range.
@@ -128,6 +129,7 @@ def cigma(
     if out is not None:
         files.ensure_writable(out)
     sets = splits_of(images, selection, validation, evaluation, seed, allow_overlap)
+    sets = {name: with_model_classes(found, model) for name, found in sets.items()}
     for name, found in sets.items():
         check_labels(model, found, name)
     means, sets["selection"] = means_of(model, mode, reference, sets, seed, allow_overlap)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from mechvis.cli import say
-from mechvis.commands import calls, read_images, read_model, with_model_classes
+from mechvis.commands import calls, read_images, read_model
 
 
 @calls(
@@ -102,7 +102,7 @@ def cigma(
     loaded = read_model(model, next(iter(sets.values())), device=device, templates=templates)
     study = study_of(
         loaded,
-        **{name: with_model_classes(found, loaded) for name, found in sets.items()},
+        **sets,
         mask_source=mask_source,
         mode=mode,
         fill=fill,

@@ -99,7 +99,7 @@ def check_labels(model: Any, images: ImageSet, name: str) -> None:
     """Refuse labels that cannot be the model's: a wrong numbering of classes gives plausible numbers about nothing.
 
     Raises:
-        BadData: no labels, fewer than two classes, or a class name with another number than the model's.
+        BadData: no labels, or fewer than two classes.
         OutOfRange: a label that the head does not have.
     """
     if images.labels is None:
@@ -112,14 +112,6 @@ def check_labels(model: Any, images: ImageSet, name: str) -> None:
         raise OutOfRange(
             f"the {name} images have labels from {low} to {high}, the model's classes are 0 to {n_classes - 1}."
         )
-    place = {word: i for i, word in enumerate(model.parts.class_names)}
-    for i in np.unique(images.labels):
-        word = images.class_names[i] if images.class_names else None
-        if place.get(word, i) != i:
-            raise BadData(
-                f"the class {word!r} is number {i} of the {name} images, but number {place[word]} of the model. "
-                "Number the labels as the model does: mechvis.commands.with_model_classes(images, model)."
-            )
 
 
 def splits_of(

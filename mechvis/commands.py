@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SCENES_N, SCENES_SEED = 600, 500
-"""What `scenes` means without numbers; none of the bundled models was trained, tuned or described on this seed."""
+SCENES_N, SCENES_SEED, SCENES_CORRELATION = 600, 500, 0.5
+"""What `scenes` means without numbers: half of the images agree with their background, half conflict, so that both groups
+are measured equally well. None of the bundled models was trained, tuned or described on this seed."""
 
 F = TypeVar("F", bound=Callable)
 
@@ -278,7 +279,7 @@ def sweep(
     loaded = read_model(model, found, device=device, templates=templates)
     result = run(
         loaded,
-        with_model_classes(found, loaded, predicted=labels == "predicted"),
+        found,
         units=units,
         edit=edit,
         metric=metric,
@@ -323,7 +324,8 @@ def _interval(row: dict) -> str:
 
 
 def read_images(spec: str, **options: Any) -> "ImageSet":
-    """The images that a word on the command line means: `scenes`, `scenes:n`, `scenes:n:seed`, or a folder.
+    """The images that a word on the command line means: `scenes`, `scenes:n`, `scenes:n:seed` (half of them with the
+    background that agrees with the shape), or a folder.
 
     Args:
         spec: the word.
@@ -342,7 +344,7 @@ def read_images(spec: str, **options: Any) -> "ImageSet":
     name, *numbers = spec.split(":")
     if name == "scenes" and len(numbers) <= 2 and all(number.isdecimal() for number in numbers):
         n, seed = [*map(int, numbers), *(SCENES_N, SCENES_SEED)[len(numbers) :]]
-        return mechvis.data.scenes(n, seed=seed)
+        return mechvis.data.scenes(n, seed=seed, correlation=SCENES_CORRELATION)
     if not Path(spec).expanduser().is_dir():
         raise BadData(
             f"no images at {spec!r}: give a folder, or scenes[:n[:seed]], e.g. scenes:512:7. "
@@ -369,42 +371,6 @@ def read_model(spec: str, images: "ImageSet", *, device: str | None = None, temp
             "label column."
         )
     return loaded.classifier(images.class_names, templates) if templates else loaded.classifier(images.class_names)
-
-
-def with_model_classes(images: "ImageSet", model: Any, *, predicted: bool = False) -> "ImageSet":
-    """The same images with labels counted as the model counts its classes.
-
-    Folders number their classes by name, models as they were trained; equal names are matched here, so that label 3
-    means the same to both.
-
-    Args:
-        images: with or without labels.
-        model: a wrapped model with a head.
-        predicted: the labels will not be used; leave them.
-
-    Raises:
-        BadData: the model has named classes, and an image's class is none of them.
-    """
-    from dataclasses import replace
-
-    import numpy as np
-
-    from mechvis.errors import BadData
-
-    classes = tuple(model.parts.class_names)
-    unnamed = not classes or all(name == f"LABEL_{i}" for i, name in enumerate(classes))
-    if predicted or images.labels is None or unnamed or not images.class_names or images.class_names == classes:
-        return images
-    known = {name: i for i, name in enumerate(classes)}
-    used = [images.class_names[i] for i in np.unique(images.labels)]
-    if strange := [name for name in used if name not in known]:
-        raise BadData(
-            f"{images.name!r} has the class {strange[0]!r} ({len(strange)} of {len(used)} are unknown to the model). "
-            f"The model's classes: {', '.join(classes[:20])}{' ...' if len(classes) > 20 else ''}. Rename the classes, "
-            "or measure against the model's own predictions with --labels predicted."
-        )
-    place = np.array([known.get(name, -1) for name in images.class_names])
-    return replace(images, labels=place[images.labels], class_names=classes)
 
 
 @calls("mechvis.results:Result.report")

@@ -75,7 +75,7 @@ class HookGraph:
             return name
         if name in self.aliases:
             return self.aliases[name]
-        self._refuse(name)
+        raise self._unknown(name)
 
     def match(self, patterns: str | Iterable[str]) -> list[str]:
         """Canonical names that match any of the glob patterns, in firing order.
@@ -95,7 +95,7 @@ class HookGraph:
             found = fnmatch.filter(self.sites, pattern)
             found += [self.aliases[alias] for alias in fnmatch.filter(self.aliases, pattern)]
             if not found:
-                self._refuse(pattern)
+                raise self._unknown(pattern)
             wanted.update(found)
         return [name for name in self.sites if name in wanted]
 
@@ -104,14 +104,14 @@ class HookGraph:
         name = self.resolve(name)
         return [site.name for site in self if name in site.reads]
 
-    def _refuse(self, name: str):
+    def _unknown(self, name: str) -> UnknownSite | OutOfRange:
         words = name.split(".")
         if len(words) > 1 and words[0] == "blocks" and words[1].lstrip("-").isdigit():
             layer = int(words[1])
             if not 0 <= layer < self.n_layers:
-                raise OutOfRange(f"layer {layer} in {name!r}: this model has layers 0 to {self.n_layers - 1}.")
+                return OutOfRange(f"layer {layer} in {name!r}: this model has layers 0 to {self.n_layers - 1}.")
         names = nearest(name, [*self.sites, *self.aliases])
-        raise UnknownSite(
+        return UnknownSite(
             f"no site matches {name!r}. Nearest: {', '.join(names)}. print(model.graph) lists all "
             f"{len(self)} sites; * and ? are wildcards."
         )

@@ -23,6 +23,7 @@ from mechvis import metrics as metric_functions
 from mechvis.data.images import ImageSet, refuse_overlap
 from mechvis.engine import Job, Views
 from mechvis.errors import BadData, ShapeMismatch, SplitOverlap, unknown
+from mechvis.labels import with_model_classes
 from mechvis.means import Means, means
 from mechvis.results import Result
 from mechvis.units import KINDS, Unit, units_of
@@ -99,6 +100,8 @@ def sweep(
         raise BadData("a sweep needs at least one image.")
     listed = units_of(model, units, layers)
     kinds = {unit.kind for unit in listed}
+    if isinstance(images, ImageSet) and labels != "predicted":
+        images = with_model_classes(images, model)
     reference, images = _reference(edit, reference, images, seed, allow_overlap)
     n = len(images)
     label_tensor = _labels(images, labels)

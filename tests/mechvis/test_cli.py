@@ -11,7 +11,6 @@ import warnings
 from importlib.metadata import entry_points
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from mechvis import cli, commands
@@ -314,26 +313,6 @@ def test_scenes_by_number_and_seed():
     for wrong in ("scenes:x", "scenes:5:9:1", "scenes:-3"):
         with pytest.raises(BadData, match="no images at"):
             commands.read_images(wrong)
-
-
-def test_labels_are_matched_by_name_not_by_number():
-    from dataclasses import replace
-    from types import SimpleNamespace
-
-    images = commands.read_images("scenes:20:9")
-    order = tuple(sorted(images.class_names, reverse=True))
-    model = SimpleNamespace(parts=SimpleNamespace(class_names=order))
-    matched = commands.with_model_classes(images, model)
-    assert matched.class_names == order
-    assert [order[i] for i in matched.labels] == [images.class_names[i] for i in images.labels]
-    other = SimpleNamespace(parts=SimpleNamespace(class_names=("cat", "dog")))
-    with pytest.raises(BadData, match="--labels predicted"):
-        commands.with_model_classes(images, other)
-    assert commands.with_model_classes(images, other, predicted=True) is images
-    unnamed = SimpleNamespace(parts=SimpleNamespace(class_names=("LABEL_0", "LABEL_1")))
-    assert commands.with_model_classes(images, unnamed) is images
-    fewer = replace(images, labels=np.zeros(20, dtype=np.int64), class_names=(images.class_names[0], "never used"))
-    assert set(commands.with_model_classes(fewer, model).labels) == {order.index(images.class_names[0])}
 
 
 def test_columns():
