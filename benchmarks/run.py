@@ -13,7 +13,6 @@ import contextlib
 import io
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -279,20 +278,25 @@ def kept(found: Any) -> int:
 
 
 def memory_of(what: str, images: int) -> None:
-    """In a process of its own: print the peak resident memory (MiB) of a task, and that before it."""
+    """In a process of its own: print the resident memory (MiB) before a task, and the peak during it."""
     bare = vit_b_16()
     model, pixels = wrap(bare), pixels_for(bare, images)
     with torch.no_grad():
         bare(pixels[:1])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux: start the record of the peak anew, so that making the model does not count.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
     if what == "sweep":
         mechvis.sweep(model, pixels, units="heads", edit="zero", progress=False)
     else:
         peers.bare_loop(bare, pixels, [(0, 0), (5, 5)], peers.predicted(bare, pixels))
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts in KiB, macOS in bytes.
-    unit = 2**10 if sys.platform != "darwin" else 2**20
-    print(json.dumps({"before": before / unit, "peak": after / unit}))
+    print(json.dumps({"before": before, "peak": resident("VmHWM")}))
+
+
+def resident(field: str) -> float:
+    """A memory figure of this process in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 2**10
 
 
 def memory(images: int, threads: int) -> dict[str, Any]:
@@ -307,9 +311,9 @@ def memory(images: int, threads: int) -> dict[str, Any]:
     budget = budget_bytes(None, torch.device("cpu")) / 2**20
     found["text"] = (
         f"ViT-B/16 head sweep of {images} image{'s' if images > 1 else ''} at the default budget "
-        f"({budget:.0f} MiB): peak resident memory {found['sweep']['peak']:.0f} MiB, of which "
-        f"{found['sweep']['before']:.0f} MiB were there before (model, libraries, one forward); a loop of bare "
-        f"forwards peaks at {found['loop']['peak']:.0f} MiB."
+        f"({budget:.0f} MiB): {found['sweep']['before']:.0f} MiB resident before (model, libraries), "
+        f"{found['sweep']['peak']:.0f} MiB at the peak, so {found['sweep']['peak'] - found['sweep']['before']:.0f} MiB "
+        f"for the sweep. A loop of bare forwards: {found['loop']['before']:.0f} and {found['loop']['peak']:.0f} MiB."
     )
     print(found["text"], flush=True)
     return found

@@ -248,7 +248,7 @@ def budget_bytes(budget: str | int | None, device: torch.device) -> int:
     By default half of what is free on an accelerator. On a CPU a quarter of what is free, at most 512 MiB: a process
     that takes too much is killed instead of told, and larger pieces are not faster. Heads of three layers of a ViT-B/16
     on 8 images took 12.2 s (90 MB), 11.9 (150), 11.4 (300), 11.5 (600), 12.0 (1200): one piece holds few groups or
-    many, a block sees the same group (see `mechvis.wave.WIDEST_ON_CPU`).
+    many, a block sees the same group (see `mechvis.wave.rows_at_once`).
 
     Raises:
         BadData: not a size such as "8GB".

@@ -224,18 +224,23 @@ def bytes_per_row(parts: TowerParts, element_size: int) -> tuple[int, int]:
     return parts.n_tokens * parts.d_model * element_size, parts.n_tokens * working * element_size
 
 
-WIDEST_ON_CPU = 24 * 2**20
-"""Bytes of the widest activation of the rows that go through a block together on a CPU.
+WIDEST_ON_CPU = 4 * 2**20
+"""Bytes of the widest activation of the rows that go through a block together on a CPU; more only for `TOKENS_ON_CPU`.
 
-Measured, one thread, a ViT-B/16 block (2.3 MiB per row), milliseconds per row: 37.5 (1 row), 33.7 (4), 33.5 (8),
-34.3 (16), 35.6 (48); the whole head sweep with groups of 4, 10, 32 and 145 rows: 27.1, 26.8, 27.9 and 28.6 s. Beyond
-32 MiB the C library takes every tensor fresh from the system and gives it back, 1900 page faults per row.
+Measured with one thread. Small activations stay in the cache, and are not taken fresh from the system and given back by
+the C library each time: the bundled model's sweep (65 KiB per row, beside other programs) took 232 ms with groups of 32
+and of 64 rows, 237 (96), 269 (128) and 296 (252 rows, 34,000 page faults).
+"""
+
+TOKENS_ON_CPU = 800
+"""Tokens that suffice for matrix products at full speed: a ViT-B/16 block (2.3 MiB per row) took 37.5 ms per row (1 row
+together), 33.7 (4), 33.5 (8), 34.3 (16), 35.6 (48); its whole head sweep 27.1 s (4), 26.8 (10), 27.9 (32), 28.6 (145).
 """
 
 
 def rows_at_once(parts: TowerParts, element_size: int) -> int:
-    """Rows that go through a block together on a CPU, by :data:`WIDEST_ON_CPU`."""
+    """Rows that go through a block together on a CPU."""
     block = parts.blocks[0]
     scores = 0 if block.attn.fused() else block.attn.n_heads * parts.n_tokens
     widest = parts.n_tokens * max(block.d_mlp, 3 * parts.d_model, scores) * element_size
-    return max(1, WIDEST_ON_CPU // widest)
+    return max(1, WIDEST_ON_CPU // widest, TOKENS_ON_CPU // parts.n_tokens)

@@ -247,10 +247,9 @@ def test_memory_is_as_predicted(kind, at_once):
     assert predicted / 3 < measured < 1.3 * predicted
 
 
-def test_rows_at_once_follows_the_widest_activation():
+def test_rows_at_once_follow_the_widest_activation_or_the_tokens():
     model = wrapped("vit")
     assert rows_at_once(model.parts, 4) // 2 == rows_at_once(model.parts, 8)
-    wide = mechvis.load(
-        testing.tiny("vit", intermediate_size=10**6, num_hidden_layers=1), preprocess=testing.tiny_preprocess()
-    )
-    assert rows_at_once(wide.parts, 4) == 1
+    assert rows_at_once(model.parts, 4) == 4 * 2**20 // (10 * 48 * 4)
+    wide = testing.tiny("vit", intermediate_size=10**5, num_hidden_layers=1)
+    assert rows_at_once(mechvis.load(wide, preprocess=testing.tiny_preprocess()).parts, 4) == 80
