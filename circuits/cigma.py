@@ -6,9 +6,10 @@ Causal information-gain attribution of attention heads (methods.md section 1), a
 2. Masks: given, or optimised on the unablated model and checked.
 3. Score every head on the selection images: raw score, guards, intervals; also on the correctly classified ones alone.
 4. Recommend heads whose guarded score's interval lies above zero (and that survive the false-discovery-rate correction
-   over heads), and order them (greedily re-scored, if asked). With `rank_by="cigma"` the raw score orders them, but
-   the guard still decides which are recommended.
-5. Choose how many to remove on the validation images.
+   over heads), and order all heads that do no harm (recommended ones greedily re-scored, if asked). With
+   `rank_by="cigma"` the raw score orders them, but the guard still decides which are recommended.
+5. Choose how many to remove on the validation images, among sets that are validated *as sets*: heads that share a cue
+   hardly count one by one and much together, so a set has its own guard (see `_choose`).
 6. On the evaluation images: before and after, against random heads, direct effect and Locate-Then-Correct.
 
 Differences from the paper [X]: the guards, the mixed selection set, BIR as a ratio of sums, K by validation. The paper
@@ -37,7 +38,7 @@ from circuits.masks import Masks, MaskSettings
 from circuits.outcome import Outcome, comparison, outcomes
 from circuits.study import Study, example_pictures
 from circuits.study_inputs import Split, check_labels, check_model, check_settings, masks_of, means_of, splits_of
-from mechvis import files
+from mechvis import files, stats
 from mechvis import means as reference_means
 from mechvis.data.images import ImageSet
 from mechvis.errors import BadData, OutOfRange
@@ -49,7 +50,12 @@ from mechvis.units import Unit, units_of
 
 logger = logging.getLogger(__name__)
 
-CANDIDATES = (0, 1, 2, 4, 8, 16, 32)
+CANDIDATES = (0, 1, 2, 3, 4, 8, 16, 32)
+"""Numbers of heads that are tried: the paper's, and 3."""
+SET_LEVEL = 0.99
+"""Coverage of the intervals that validate a set of heads."""
+EQUAL_BIR = 0.01
+"""Sets whose BIR differs by less count as equal; the smaller one is taken."""
 SENSITIVITY_IMAGES = 64
 """Images of the second scan with another fill."""
 
@@ -92,9 +98,9 @@ def cigma(
         tau: softmax temperature.
         rank_by: `guarded`, or the paper's raw score `cigma`.
         k: how many heads to remove; `auto` chooses from `candidates` on the validation images: the best worst group
-            (accuracy, where there are no groups) among those that cost no group more than `max_cost`.
-        candidates: numbers of heads to try; all recommended heads together are tried too, if there are no more of them
-            than the largest candidate.
+            (accuracy, where there are no groups) among the validated sets: lower BIR, no group loses more than
+            `max_cost`, and the set's guarded score or its gain in the worst group is reliably above zero.
+        candidates: numbers of heads to try, beside all recommended ones together.
         max_cost: largest loss of accuracy that any group may suffer on the validation images.
         greedy: re-score the rest after each accepted head, so that heads are seen that only matter once another is gone
             (not heads that are fully redundant from the start, see the top of this module).
@@ -182,14 +188,14 @@ def cigma(
     true_positives = _true_positives(values, units, select.images, where, rank_by, seed)
     ranked = _ranking(scores, units, rank_by)
     recommended = [unit for unit in ranked if _reliable(scores, unit)]
+    most = max(*candidates, 0 if k == "auto" else k)
     if greedy:
-        most = max(*candidates, 0 if k == "auto" else k)
         recommended = _greedy(model, select, recommended, most, rank_by, options, run, seed)
-    # What greedy has accepted goes first also where the number of heads is given.
-    order = recommended if k == "auto" else [*recommended, *(unit for unit in ranked if unit not in recommended)]
-    if not greedy and k != "auto":
-        order = ranked
-    curve, chosen = _choose(model, validate, order, k, candidates, max_cost, options)
+    # Heads that are not recommended alone may belong to a set that is: they are tried after those that are, unless
+    # the selection images show that they do harm. With a given k the ranking is taken as it is.
+    first = recommended if greedy or k == "auto" else []
+    rest = [unit for unit in ranked if unit not in first and (k != "auto" or not _harmful(scores, unit))]
+    curve, chosen = _choose(model, validate, first, rest, k, candidates, max_cost, options, seed)
     before, after, rivals, missing = _rivals(model, evaluate, select, chosen, controls, options, seed, progress)
     settings |= missing
     stability = _sensitivity(model, select, scores, rank_by, options, run) if sensitivity else {}
@@ -276,6 +282,12 @@ def _reliable(scores: Result, unit: Unit) -> bool:
     return row["low"] is not None and row["low"] > 0 and row["significant"]
 
 
+def _harmful(scores: Result, unit: Unit) -> bool:
+    """Does the guarded score's interval end at zero or below?"""
+    row = scores.rows("guarded").row(by_predicate=pl.col("unit") == unit.name, named=True)
+    return row["high"] is None or row["high"] <= 0
+
+
 def _greedy(
     model: Any, select: Split, recommended: list[Unit], most: int, rank_by: str, options: dict, run: dict, seed: int
 ) -> list[Unit]:
@@ -298,43 +310,76 @@ def _greedy(
 def _choose(
     model: Any,
     validate: Split,
-    heads: list[Unit],
+    recommended: list[Unit],
+    others: list[Unit],
     k: int | str,
     candidates: Sequence[int],
     max_cost: float,
     options: dict,
+    seed: int,
 ) -> tuple[pl.DataFrame, list[Unit]]:
-    """Try numbers of heads on the validation images; take the best worst group among those that cost little."""
-    candidates = [*candidates, min(len(heads), max(candidates))]
-    tried = sorted({0, *(int(c) for c in candidates if c <= len(heads)), *([] if k == "auto" else [int(k)])})
+    """Try numbers of heads on the validation images, and take the best worst group among the sets that are validated.
+
+    A set is validated if it lowers BIR, costs no group more than `max_cost`, and is reliably good: its joint guarded
+    score, or its gain in the worst group, has an interval above zero (99 %, since several sets are tried). Heads that
+    are not recommended join only if the worst group is reliably better with them than with the recommended ones.
+    """
+    heads = [*recommended, *others]
+    all_recommended = min(len(recommended), max(candidates))
+    tried = sorted(
+        {0, all_recommended, *(int(c) for c in candidates if c <= len(heads)), *([] if k == "auto" else [int(k)])}
+    )
     sets = [(heads[:c], options["mode"]) for c in tried]
     shared = {name: options[name] for name in ("fill", "tau", "means")}
-    found_at = dict(zip(tried, outcomes(model, validate.images, validate.masks.masks, sets, **shared), strict=True))
-    base = found_at[0]
-
-    def cost(found: Outcome) -> float:
-        if not base.group_accuracy:
-            return float(base.correct.mean() - found.correct.mean())
-        return max(before - found.group_accuracy[group] for group, before in base.group_accuracy.items())
-
-    rows = [
-        {
+    found = dict(zip(tried, outcomes(model, validate.images, validate.masks.masks, sets, **shared), strict=True))
+    rows = {
+        c: {
             "K": c,
             "heads": " ".join(unit.name for unit in heads[:c]),
-            **found.row(),
-            "largest cost": cost(found),
-            "allowed": cost(found) <= max_cost + 1e-12,
+            **result.row(),
+            **_validation(found[0], result, max_cost, seed),
         }
-        for c, found in found_at.items()
-    ]
+        for c, result in found.items()
+    }
+    curve = pl.DataFrame(list(rows.values()), infer_schema_length=None)
     if k != "auto":
-        best = int(k)
-    else:
-        allowed = [row for row in rows if row["allowed"]]
-        best = max(
-            allowed, key=lambda row: (row["worst group"], -row["BIR"] if np.isfinite(row["BIR"]) else -1, -row["K"])
-        )["K"]
-    return pl.DataFrame(rows, infer_schema_length=None), sorted(heads[:best])
+        return curve, sorted(heads[: int(k)])
+    allowed = [c for c in tried if rows[c]["validated"]]
+    best = _best([c for c in allowed if c <= len(recommended)], rows)
+    better = [c for c in allowed if c > len(recommended) and _gain(found[best], found[c], 0.95, seed) > 0]
+    return curve, sorted(heads[: _best(better, rows) if better else best])
+
+
+def _best(sizes: list[int], rows: dict[int, dict[str, Any]]) -> int:
+    """The best worst group; then fewer heads, unless more of them lower BIR by an amount that anybody would notice."""
+    most = max(rows[c]["worst group"] for c in sizes)
+    equal = [c for c in sizes if rows[c]["worst group"] == most]
+    lowest = min((rows[c]["BIR"] for c in equal if np.isfinite(rows[c]["BIR"])), default=np.inf)
+    return min(c for c in equal if not np.isfinite(lowest) or rows[c]["BIR"] <= lowest + EQUAL_BIR)
+
+
+def _gain(before: Outcome, after: Outcome, level: float, seed: int) -> float:
+    """Lower end of the interval of the gain in what was the worst group (all images, where there are no groups)."""
+    groups = before.group_accuracy
+    worst = before.groups == min(groups, key=groups.__getitem__) if groups else np.ones(len(before.correct), bool)
+    return float(stats.bootstrap((after.correct - before.correct)[worst], level=level, seed=seed).low[0])
+
+
+def _validation(whole: Outcome, found: Outcome, max_cost: float, seed: int) -> dict[str, Any]:
+    """What decides whether a set of heads may be removed, on the validation images."""
+    cost = float(whole.correct.mean() - found.correct.mean())
+    if whole.group_accuracy:
+        cost = max(before - found.group_accuracy[group] for group, before in whole.group_accuracy.items())
+    guarded = stats.bootstrap(whole.big - found.big - found.damage, level=SET_LEVEL, seed=seed)
+    gain = _gain(whole, found, SET_LEVEL, seed)
+    reliable = bool(guarded.low[0] > 0 or gain > 0)
+    return {
+        "joint guarded": float(guarded.effect[0]),
+        "joint guarded, low": float(guarded.low[0]),
+        "worst group gain, low": gain,
+        "largest cost": cost,
+        "validated": not found.heads or (found.bir < whole.bir and cost <= max_cost + 1e-12 and reliable),
+    }
 
 
 def _rivals(

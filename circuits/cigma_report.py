@@ -48,7 +48,7 @@ def summary(study: "Study") -> str:
 def verdict(study: "Study") -> str:
     """What was found, and what follows from it."""
     forced = study.settings.get("k") != "auto"
-    if not study.recommended:
+    if not study.recommended and (forced or not study.chosen):
         text = (
             "CIGMA: no head is recommended for removal: no head's guarded score is reliably above zero. The context "
             "may be carried by many heads, by heads that stand in for each other, or by MLPs, or there may be no "
@@ -59,7 +59,7 @@ def verdict(study: "Study") -> str:
         why = (
             "k=0 was asked for"
             if forced
-            else "removing them helps no group on the validation images, or costs too much"
+            else "no set of them is validated: none is reliably good on the validation images, or all cost too much"
         )
         return (
             f"CIGMA: {len(study.recommended)} head(s) carry context ({', '.join(study.recommended[:5])}), but {why}. "
@@ -70,7 +70,11 @@ def verdict(study: "Study") -> str:
     if study.has_control:
         control = study.against_random("BIR")
         text += f"; that is {'outside' if control['observed'] < control['low'] else 'inside'} what random heads do"
-    return text + "." + (f" Not recommended, but asked for: {', '.join(strangers)}." if strangers else "")
+    if not strangers:
+        return text + "."
+    if forced:
+        return f"{text}. Not recommended, but asked for: {', '.join(strangers)}."
+    return f"{text}. {', '.join(strangers)}: not reliable alone, but the set is, on the validation images."
 
 
 def _effect(study: "Study") -> str:
@@ -147,14 +151,17 @@ def _belief(study: "Study") -> list[Block]:
     if study.settings.get("allow_overlap"):
         notes.append(Note("warning", "The sets were allowed to share images: effects may be too good to be true."))
     if strangers := [name for name in study.chosen if name not in study.recommended]:
-        notes.append(
-            Note(
-                "warning",
-                f"The guarded score of {', '.join(strangers)} is not reliably above zero: removing these heads "
-                "damages the prediction where only the object is visible as much as it lowers the dependence on "
-                "context. A ratio that falls here is no sign that a shortcut is gone.",
+        alone = f"The guarded score of {', '.join(strangers)} is not reliably above zero alone. "
+        if study.settings.get("k") == "auto":
+            notes.append(Note("info", alone + _set_evidence(study)))
+        else:
+            notes.append(
+                Note(
+                    "warning",
+                    alone + "Removing these heads may damage the prediction where only the object is visible as much "
+                    "as it lowers the dependence on context. A ratio that falls is no sign that a shortcut is gone.",
+                )
             )
-        )
     if study.has_control:
         control = study.against_random("BIR")
         if control["observed"] < control["low"]:
@@ -210,6 +217,16 @@ def _belief(study: "Study") -> list[Block]:
     ]
 
 
+def _set_evidence(study: "Study") -> str:
+    """Why the chosen set was validated, from the curve."""
+    row = study.curve.filter(pl.col("K") == len(study.chosen)).row(0, named=True)
+    return (
+        f"The set was validated together: joint guarded score {row['joint guarded']:+.4f} nats (lower end "
+        f"{row['joint guarded, low']:+.4f}), gain in the worst group at least {row['worst group gain, low']:+.1%}, "
+        f"largest loss of a group {row['largest cost']:.1%} (99 % intervals, validation images)."
+    )
+
+
 def _before_after(study: "Study") -> list[Block]:
     return [
         Table(
@@ -260,7 +277,10 @@ def _curve(study: "Study") -> list[Block]:
 
     frame = study.curve
     if frame.height < 2:
-        return [Text("No head was recommended, so there is nothing to try."), Table(frame, "Validation images.")]
+        return [
+            Text("Every head is reliably harmful to remove, so there is nothing to try."),
+            Table(frame, "Validation images."),
+        ]
     names = [
         "BIR",
         "accuracy",
@@ -276,8 +296,8 @@ def _curve(study: "Study") -> list[Block]:
     return [
         Figure(
             figure,
-            "The mark is the number chosen: best worst group among those that cost no group more than "
-            f"{study.settings['max_cost']:.0%}.",
+            "The mark is the number chosen: best worst group among the validated sets (lower BIR, no group loses more "
+            f"than {study.settings['max_cost']:.0%}; joint guarded score or gain in the worst group reliably positive).",
         ),
         Table(frame, "Validation images, one row per number of heads."),
     ]

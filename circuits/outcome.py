@@ -13,6 +13,7 @@ from torch import Tensor
 from circuits.head_scores import Mode, joint_logits
 from circuits.information import (
     ORIGINAL,
+    WITHOUT_CONTEXT,
     Fill,
     background_influence_ratio,
     information,
@@ -22,6 +23,7 @@ from mechvis import stats
 from mechvis.axes import Mask
 from mechvis.data.images import ImageSet
 from mechvis.means import Means
+from mechvis.metrics import jensen_shannon
 from mechvis.progress import track
 from mechvis.units import Unit
 
@@ -48,6 +50,8 @@ class Outcome:
     """Probability of the predicted class."""
     nll: np.ndarray
     """Negative log-likelihood of the label, nats."""
+    damage: np.ndarray
+    """JS between the predictions with and without these heads where only the object is visible, nats."""
     groups: np.ndarray | None
     """Group per image, where known."""
 
@@ -114,13 +118,16 @@ def outcomes(
     means: Means | None = None,
     progress: bool = False,
 ) -> list[Outcome]:
-    """One outcome per set of heads (and how they are ablated); the images are read once for all sets."""
+    """One outcome per set of heads (and how they are ablated); the images are read once for all sets.
+
+    Damage is measured against the first set, which should be the empty one.
+    """
     parts: list[list[Outcome]] = [[] for _ in sets]
     with track(len(images), f"{len(sets)} selections of heads", " images", show=progress) as bar:
         for part, found in joint_logits(model, images, masks, sets, fill=fill, means=means):
             here = images[part.start : part.stop]
             for logits, (heads, _), done in zip(found, sets, parts, strict=True):
-                done.append(outcome_of(logits, here, [unit.name for unit in heads], tau=tau))
+                done.append(outcome_of(logits, here, [unit.name for unit in heads], tau=tau, whole=found[0]))
             bar.update(len(part))
     return [_joined(done) for done in parts]
 
@@ -129,13 +136,16 @@ def _joined(parts: Sequence[Outcome]) -> Outcome:
     def column(name: str) -> np.ndarray:
         return np.concatenate([getattr(part, name) for part in parts])
 
-    arrays = ("big", "fig", "correct", "object_only", "context_only", "confidence", "nll")
+    arrays = ("big", "fig", "correct", "object_only", "context_only", "confidence", "nll", "damage")
     groups = None if parts[0].groups is None else column("groups")
     return Outcome(heads=parts[0].heads, groups=groups, **{name: column(name) for name in arrays})
 
 
-def outcome_of(logits: Tensor, images: ImageSet, heads: Sequence[str] = (), *, tau: float = 1.0) -> Outcome:
-    """The outcome from logits `[view image class]`."""
+def outcome_of(
+    logits: Tensor, images: ImageSet, heads: Sequence[str] = (), *, tau: float = 1.0, whole: Tensor | None = None
+) -> Outcome:
+    """The outcome from logits `[view image class]`; `whole` are those of the model with all heads, for the damage."""
+    visible = [(x[WITHOUT_CONTEXT].double() / tau).softmax(-1) for x in (logits, logits if whole is None else whole)]
     labels = images.label_tensor.to(logits.device)
     found = information(logits, labels, tau=tau)
     log_q = logits[ORIGINAL].double().log_softmax(-1)
@@ -148,6 +158,7 @@ def outcome_of(logits: Tensor, images: ImageSet, heads: Sequence[str] = (), *, t
         context_only=found.context_only.cpu().numpy(),
         confidence=log_q.max(-1).values.exp().cpu().numpy(),
         nll=-log_q.gather(-1, labels[:, None])[:, 0].cpu().numpy(),
+        damage=jensen_shannon(*visible).cpu().numpy(),
         groups=None if images.groups is None else np.asarray(images.groups).astype(str),
     )
 

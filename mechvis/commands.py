@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SCENES_N, SCENES_SEED, SCENES_CORRELATION = 600, 500, 0.5
-"""What `scenes` means without numbers: half of the images agree with their background, half conflict, so that both groups
-are measured equally well. None of the bundled models was trained, tuned or described on this seed."""
+"""What `scenes` means without numbers: half of the images agree with their background, half conflict, so that both
+groups are measured equally well. None of the bundled models was trained, tuned or described on this seed."""
 
 F = TypeVar("F", bound=Callable)
 

@@ -153,7 +153,7 @@ def test_removing_every_head_has_no_control(model, tmp_path):
 def test_only_the_candidates_are_tried(model):
     found = cigma(model, shortcut(), candidates=(0,), **QUICK)
     assert found.chosen == () and found.recommended == ("L1H1",)
-    assert "removing them helps no group" in found.summary()
+    assert "no set of them is validated" in found.summary()
 
 
 def test_a_costly_removal_is_not_chosen():
@@ -166,9 +166,9 @@ def test_a_costly_removal_is_not_chosen():
     model = testing.shortcut_vit()
     strict, loose = (cigma(model, images, max_cost=cost, **QUICK) for cost in (0.05, 1.0))
     row = strict.curve.filter(pl.col("K") == 1).row(0, named=True)
-    assert not row["allowed"] and row["largest cost"] > 0.2
+    assert not row["validated"] and row["largest cost"] > 0.2
     assert strict.chosen == ()
-    assert loose.curve["allowed"].all()
+    assert loose.curve["validated"].all()
 
 
 def redundant(gain):
@@ -467,7 +467,7 @@ def test_labels_are_needed_and_must_be_the_models(model):
         cigma(model, shortcut(40, labels=None, class_names=()), **QUICK)
     with pytest.raises(OutOfRange, match=r"labels from 0 to 5, the model's classes are 0 to 2"):
         cigma(model, shortcut(40, labels=np.arange(40) % 6, class_names=()), **QUICK)
-    with pytest.raises(BadData, match="has the class 'x'.*unknown to the model"):
+    with pytest.raises(BadData, match=r"has the class 'x'.*unknown to the model"):
         cigma(model, shortcut(40, class_names=("x", "y", "z")), **QUICK)
 
 
