@@ -297,7 +297,7 @@ def _curve(study: "Study") -> list[Block]:
         Figure(
             figure,
             "The mark is the number chosen: best worst group among the validated sets (lower BIR, no group loses more "
-            f"than {study.settings['max_cost']:.0%}; joint guarded score or gain in the worst group reliably positive).",
+            f"than {study.settings['max_cost']:.0%}; set's guarded score or worst group's gain reliably positive).",
         ),
         Table(frame, "Validation images, one row per number of heads."),
     ]
