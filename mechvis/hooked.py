@@ -29,107 +29,7 @@ from mechvis.errors import BadData, BadImages, MixedDevices, NotFinite, OutOfRan
 from mechvis.models.parts import BlockParts, TowerParts
 from mechvis.plan import plan
 from mechvis.run import ACTIVE, Active, Run
-
-
-class _Sites(nn.Module):
-    """A namespace of hook points."""
-
-    def __init__(self, *names: str):
-        super().__init__()
-        for name in names:
-            setattr(self, name, HookPoint())
-
-
-class AttentionSites(_Sites):
-    """Hook points of one attention layer, with its weights under transformer_lens' names."""
-
-    def __init__(self, parts: BlockParts):
-        super().__init__("hook_q", "hook_k", "hook_v", "hook_attn_scores", "hook_pattern", "hook_z", "hook_result")
-        self.__dict__["_parts"] = parts.attn
-
-    @property
-    def W_Q(self) -> Tensor:
-        """`[head d_model d_head]`."""
-        return self._parts.in_weights()[0]
-
-    @property
-    def W_K(self) -> Tensor:
-        """`[head d_model d_head]`."""
-        return self._parts.in_weights()[1]
-
-    @property
-    def W_V(self) -> Tensor:
-        """`[head d_model d_head]`."""
-        return self._parts.in_weights()[2]
-
-    @property
-    def W_O(self) -> Tensor:
-        """`[head d_head d_model]`."""
-        return self._parts.out_weight()
-
-    @property
-    def b_Q(self) -> Tensor | None:
-        """`[head d_head]`."""
-        return self._parts.in_biases()[0]
-
-    @property
-    def b_K(self) -> Tensor | None:
-        """`[head d_head]`."""
-        return self._parts.in_biases()[1]
-
-    @property
-    def b_V(self) -> Tensor | None:
-        """`[head d_head]`."""
-        return self._parts.in_biases()[2]
-
-    @property
-    def b_O(self) -> Tensor | None:
-        """`[d_model]`."""
-        return self._parts.out_bias()
-
-    @property
-    def OV(self) -> Any:
-        """W_V W_O per head, as a transformer_lens `FactoredMatrix`."""
-        from transformer_lens import FactoredMatrix
-
-        return FactoredMatrix(self.W_V, self.W_O)
-
-    @property
-    def QK(self) -> Any:
-        """W_Q W_K^T per head, as a transformer_lens `FactoredMatrix`."""
-        from transformer_lens import FactoredMatrix
-
-        return FactoredMatrix(self.W_Q, self.W_K.transpose(-2, -1))
-
-
-class MlpSites(_Sites):
-    """Hook points of one MLP, with its weights under transformer_lens' names."""
-
-    def __init__(self, parts: BlockParts):
-        super().__init__("hook_pre", "hook_post")
-        self.__dict__["_parts"] = parts
-
-    @property
-    def W_out(self) -> Tensor:
-        """`[d_mlp d_model]`."""
-        return self._parts.mlp_out_weight()
-
-    @property
-    def b_out(self) -> Tensor | None:
-        """`[d_model]`."""
-        return self._parts.mlp_out_bias()
-
-
-class BlockSites(_Sites):
-    """Hook points of one block."""
-
-    def __init__(self, parts: BlockParts):
-        super().__init__("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")
-        self.ln1 = _Sites("hook_scale", "hook_normalized")
-        self.attn = AttentionSites(parts)
-        self.ln2 = _Sites("hook_scale", "hook_normalized")
-        self.mlp = MlpSites(parts)
-        self.__dict__["points"] = [module for module in self.modules() if isinstance(module, HookPoint)]
+from mechvis.sites import BlockSites, Sites
 
 
 def _hooked(point: HookPoint) -> bool:
@@ -170,7 +70,7 @@ class HookedViT(HookedRootModule):
         self.__dict__["_modes"] = [(path, module) for path, module in bare.named_modules()]
         self.hook_embed = HookPoint()
         self.blocks = nn.ModuleList(BlockSites(block) for block in parts.blocks)
-        self.ln_final = _Sites("hook_scale", "hook_normalized")
+        self.ln_final = Sites("hook_scale", "hook_normalized")
         self.hook_pooled = HookPoint()
         if parts.project is not None:
             self.hook_embedding = HookPoint()
@@ -267,7 +167,7 @@ class HookedViT(HookedRootModule):
                 return edited.sum(2) if bias is None else edited.sum(2) + bias
         return attn.out(plain.merge(z))
 
-    def _norm(self, at: str, sites: _Sites, norm: nn.Module, x: Tensor, active: Active | None) -> Tensor:
+    def _norm(self, at: str, sites: Sites, norm: nn.Module, x: Tensor, active: Active | None) -> Tensor:
         normal = None
         if self._wanted(at + "hook_scale", sites.hook_scale, active):
             centred, scale = _statistics(norm, x)

@@ -23,10 +23,12 @@ from mechvis.testing.shortcut import (
 )
 from mechvis.testing.tiny import rand_vit, tiny, tiny_families, tiny_input, tiny_preprocess
 from mechvis.testing.untouched import assert_close, assert_untouched
+from mechvis.testing.words import Words
 
 __all__ = [
     "ShortcutImages",
     "ShortcutViT",
+    "Words",
     "assert_close",
     "assert_untouched",
     "hand_wired_images",

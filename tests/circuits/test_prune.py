@@ -29,22 +29,10 @@ save_file({"vit": logits.contiguous(), "clip": embedding.contiguous()}, out)
 """
 
 
-class Words:
-    """A tokenizer that gives every text its own ids."""
-
-    def encode(self, text):
-        return [2 + sum(map(ord, word)) % 40 for word in text.split()]
-
-    def __call__(self, texts, **settings):
-        ids = torch.full((len(texts), 10), 1)
-        for row, text in enumerate(texts):
-            known = [*self.encode(text), testing.tiny("clip-text").config.eos_token_id]
-            ids[row, : len(known)] = torch.tensor(known)
-        return {"input_ids": ids}
-
-
 def wrapped(family="vit", dtype=torch.float64):
-    return mechvis.load(testing.tiny(family, dtype=dtype), preprocess=testing.tiny_preprocess(), tokenizer=Words())
+    return mechvis.load(
+        testing.tiny(family, dtype=dtype), preprocess=testing.tiny_preprocess(), tokenizer=testing.Words()
+    )
 
 
 def zeroed(model, pixels, heads=HEADS):
@@ -171,9 +159,9 @@ def test_our_own_folder_may_be_written_again(tmp_path):
     testing.assert_close(loaded.run(pixels).logits, zeroed(model, pixels, HEADS[:1]), 1e-5, "second writing")
 
 
-def test_a_model_that_cannot_be_saved():
+def test_a_model_that_cannot_be_saved(tmp_path):
     with pytest.raises(BadData, match="ShortcutViT has no save_pretrained; save its state_dict yourself"):
-        save_pruned(prune(testing.shortcut_vit(), head_units([(1, 1)])), "/tmp/unused-by-this-test")
+        save_pruned(prune(testing.shortcut_vit(), head_units([(1, 1)])), tmp_path / "unused")
 
 
 def test_study_is_applied_to_its_own_model_only():

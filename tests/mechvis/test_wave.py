@@ -16,24 +16,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::mechvis.errors.EffectlessEdit")
 FAMILIES = ("vit", "vit-base", "deit", "deit-distilled", "clip-vision", "clip-zero-shot")
 
 
-class Words:
-    """A tokenizer that gives every text its own ids."""
-
-    def encode(self, text):
-        return [2 + sum(map(ord, word)) % 40 for word in text.split()]
-
-    def __call__(self, texts, **settings):
-        ids = torch.full((len(texts), 10), 1)
-        for row, text in enumerate(texts):
-            known = [*self.encode(text), testing.tiny("clip-text").config.eos_token_id]
-            ids[row, : len(known)] = torch.tensor(known)
-        return {"input_ids": ids}
-
-
 def wrapped(family, dtype=torch.float64, attention="sdpa"):
     name = "clip" if family == "clip-zero-shot" else family
     model = mechvis.load(
-        testing.tiny(name, dtype=dtype, attention=attention), preprocess=testing.tiny_preprocess(), tokenizer=Words()
+        testing.tiny(name, dtype=dtype, attention=attention),
+        preprocess=testing.tiny_preprocess(),
+        tokenizer=testing.Words(),
     )
     return model.classifier(["circle", "star", "a blue square"]) if family == "clip-zero-shot" else model
 
