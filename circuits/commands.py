@@ -26,7 +26,7 @@ def cigma(
     tau: float = 1.0,
     rank_by: Literal["guarded", "cigma"] = "guarded",
     k: int | Literal["auto"] = "auto",
-    candidates: tuple[int, ...] = (0, 1, 2, 4, 8, 16, 32),
+    candidates: tuple[int, ...] = (0, 1, 2, 3, 4, 8, 16, 32),
     max_cost: float = 0.05,
     greedy: bool = False,
     controls: int = 20,
