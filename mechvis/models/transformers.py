@@ -5,6 +5,7 @@ that decides numbers (activation, eps, attention implementation, pooling) is rea
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -264,6 +265,24 @@ def clip_vision(model: nn.Module) -> TowerParts:
     )
 
 
+def clip_classifier(model: nn.Module) -> TowerParts:
+    """`CLIPForImageClassification`: the vision tower, the mean over patch tokens without a norm, a linear head."""
+    parts = clip_vision(model)
+    aliases = {path: site for path, site in parts.aliases.items() if site not in ("ln_final.hook_normalized",)}
+    return replace(
+        parts,
+        family="Hugging Face CLIP classifier",
+        ln_final=nn.Identity(),
+        reads=None,
+        norm_first=True,
+        pool=lambda tokens: tokens[:, 1:].mean(dim=1),
+        head=model.classifier,
+        class_names=_labels(model.config),
+        reference=lambda pixels: model(pixels).logits,
+        aliases={**aliases, "classifier": "hook_logits"},
+    )
+
+
 def clip_text(model: nn.Module) -> TowerParts:
     """CLIP's text tower (causal; the read-out is the end-of-text token). Input: token ids `[row token]`, padded after
     the end of the text; padding cannot be seen by the read-out, so no attention mask is needed."""
@@ -338,6 +357,8 @@ def family_of(model: nn.Module) -> Callable[[nn.Module], TowerParts] | None:
         return vit
     if isinstance(model, (modeling_clip.CLIPVisionModel, modeling_clip.CLIPVisionModelWithProjection)):
         return clip_vision
+    if isinstance(model, modeling_clip.CLIPForImageClassification):
+        return clip_classifier
     if isinstance(model, (modeling_clip.CLIPTextModel, modeling_clip.CLIPTextModelWithProjection)):
         return clip_text
     return None

@@ -68,6 +68,14 @@ def _clip_vision(**overrides: Any) -> nn.Module:
     return CLIPVisionModelWithProjection(CLIPVisionConfig(**{**_IMAGE, "projection_dim": 8, **overrides}))
 
 
+def _clip_classifier(**overrides: Any) -> nn.Module:
+    from transformers import CLIPConfig, CLIPForImageClassification
+
+    return CLIPForImageClassification(
+        CLIPConfig(text_config=_TEXT, vision_config={**_IMAGE, **overrides}, num_labels=overrides.get("num_labels", 5))
+    )
+
+
 def _clip_text(**overrides: Any) -> nn.Module:
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
@@ -81,6 +89,7 @@ _FAMILIES: dict[str, Callable[..., nn.Module]] = {
     "deit-distilled": _deit_distilled,
     "clip": _clip,
     "clip-vision": _clip_vision,
+    "clip-classifier": _clip_classifier,
     "clip-text": _clip_text,
 }
 

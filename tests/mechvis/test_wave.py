@@ -13,7 +13,7 @@ from mechvis.wave import bytes_per_row, rows_at_once, wave
 # The CLS token is the same in every image before block 0, so patching it there changes nothing, and a run says so.
 pytestmark = pytest.mark.filterwarnings("ignore::mechvis.errors.EffectlessEdit")
 
-FAMILIES = ("vit", "vit-base", "deit", "deit-distilled", "clip-vision", "clip-zero-shot")
+FAMILIES = ("vit", "vit-base", "deit", "deit-distilled", "clip-vision", "clip-classifier", "clip-zero-shot")
 
 
 def wrapped(family, dtype=torch.float64, attention="sdpa"):
