@@ -421,3 +421,36 @@ def test_runs_print():
     assert run.edits == (edits.zero("blocks.0.attn.hook_z", heads=[0]),)
     with pytest.raises(MechvisError, match="capture 'hook_embedding'"):
         run.embedding
+
+
+def test_an_edit_that_cannot_reach_the_read_out_is_told() -> None:
+    model = mechvis.load(tiny("vit"), preprocess=tiny_preprocess())
+    pixels, last = tiny_input("vit"), model.cfg.n_layers - 1
+    for site in ("hook_mlp_out", "attn.hook_z", "attn.hook_q", "hook_resid_post"):
+        with pytest.warns(EffectlessEdit, match="cannot change the output"):
+            model.run(pixels, edits=[edits.zero(f"blocks.{last}.{site}", tokens="patches")])
+    # Keys and values still reach CLS; CLS itself is read; a pattern over all layers means the earlier ones too.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for kept in (
+            edits.zero(f"blocks.{last}.attn.hook_v", tokens="patches"),
+            edits.zero(f"blocks.{last}.hook_mlp_out", tokens="cls"),
+            edits.zero("blocks.*.hook_mlp_out", tokens="patches"),
+        ):
+            assert not torch.equal(model.run(pixels, edits=[kept]).logits, model.run(pixels).logits)
+
+
+def test_frozen_weights_have_the_same_gradients_at_every_site() -> None:
+    bare = tiny("vit", dtype=torch.float64)
+    model = mechvis.load(bare, preprocess=tiny_preprocess())
+    pixels = tiny_input("vit", dtype=torch.float64)
+    sites = ["blocks.0.hook_resid_pre", "blocks.1.attn.hook_z", "blocks.2.ln2.hook_scale", "hook_pooled"]
+
+    def gradients() -> list[torch.Tensor]:
+        run = model.run(pixels, capture=sites, grad=True)
+        return list(torch.autograd.grad(run.logits[:, 0].sum(), [run.cache[site] for site in sites]))
+
+    trainable = gradients()
+    bare.requires_grad_(False)
+    for one, other in zip(trainable, gradients(), strict=True):
+        assert torch.equal(one, other) and one.abs().sum() > 0
