@@ -84,7 +84,7 @@ def direct_effects(
         if hasattr(norm, "eps"):
             direction = direction - direction.mean(-1, keepdim=True)  # LayerNorm subtracts the mean of what it reads
         scale = run.cache["ln_final.hook_scale"]
-        direction = direction / scale[:, token if model.parts.norm_first else 0]
+        direction = direction / scale[:, token if model.parts.norm == "tokens" else 0]
         if zero_shot:
             length = run.cache["hook_embedding"].norm(dim=-1, keepdim=True)
             direction = direction * (model.parts.head.scale / length)

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from mechvis.data.preprocess import Preprocess
 from mechvis.errors import BadData
 from mechvis.hooked import HookedViT
-from mechvis.models.parts import TowerParts
-from mechvis.models.transformers import clip_vision
+from mechvis.models.parts import TowerParts, TwoTowers
 
 TEMPLATES = ("a photo of a {}",)
 
@@ -52,6 +51,7 @@ class HookedCLIP:
         self,
         bare: nn.Module,
         *,
+        towers: TwoTowers,
         vision: TowerParts,
         text: TowerParts,
         preprocess: Preprocess | None,
@@ -59,6 +59,7 @@ class HookedCLIP:
         name: str = "",
     ):
         self.bare = bare
+        self.towers = towers
         self.vision = HookedViT(bare, vision, preprocess=preprocess, name=f"{name or 'CLIP'} vision")
         self.text = HookedViT(bare, text, name=f"{name or 'CLIP'} text")
         self.preprocess = preprocess
@@ -84,8 +85,7 @@ class HookedCLIP:
     @property
     def logit_scale(self) -> Tensor:
         """Factor on the cosine, a scalar tensor."""
-        inner = self.bare.get_base_model() if hasattr(self.bare, "get_base_model") else self.bare
-        return inner.logit_scale.exp()
+        return self.towers.logit_scale()
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Token ids `[row token]`, padded."""
@@ -123,7 +123,7 @@ class HookedCLIP:
         head = ZeroShotHead(self.prompts(class_names, templates), self.logit_scale.detach())
 
         def family(module: nn.Module) -> TowerParts:
-            parts = clip_vision(module)
+            parts = self.towers.vision(module)
             return replace(
                 parts, head=head, class_names=tuple(class_names), reference=lambda x: head(parts.reference(x))
             )

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from mechvis.errors import OutOfRange, UnknownSite, nearest
-from mechvis.models.parts import TowerParts
+from mechvis.models.parts import AttentionParts, BlockParts, TowerParts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,50 +132,89 @@ class HookGraph:
 
 def build(parts: TowerParts) -> HookGraph:
     """The graph of a tower, from its parts."""
-    sites: dict[str, SiteInfo] = {}
+    draw = _Drawing()
     n_tokens = parts.n_tokens if parts.modality == "image" else None
-    stream = (("row", "token", "d_model"), (None, n_tokens, parts.d_model))
-    token_scalar = (("row", "token", "one"), (None, n_tokens, 1))
+    d_model = parts.d_model
+    stream = (("row", "token", "d_model"), (None, n_tokens, d_model))
+    last = draw("hook_embed", stream, ())
+    for layer, block in enumerate(parts.blocks):
+        draw.layer, at = layer, f"blocks.{layer}."
+        pre = draw(at + "hook_resid_pre", stream, [last])
+        normal = draw.norm(at + "ln1.", n_tokens, d_model, pre)
+        out = draw.attention(at, block.attn, "token", n_tokens, n_tokens, d_model, [normal] * 2)
+        mid = draw(at + "hook_resid_mid", stream, [pre, out])
+        out = draw.mlp(at, block, "token", n_tokens, d_model, mid)
+        last = draw(at + "hook_resid_post", stream, [mid, out])
+    draw.layer = None
+    n_read = n_tokens if parts.norm == "tokens" or parts.reads is None else 1
+    if isinstance(parts.reads, tuple) and parts.norm == "read":
+        n_read = len(parts.reads)
+    if parts.norm != "pooled":
+        last = draw.norm("ln_final.", n_read, d_model, last)
+    if (pooling := parts.pooling) is not None:
+        n, width = pooling.n_latents, pooling.d_out
+        # The latents are learned: queries depend on no site.
+        out = draw.attention("pool.", pooling.attn, "latent", n, n_tokens, width, [None, last])
+        last = [out] if pooling.mlp is None else [out, draw.mlp("pool.", pooling.mlp, "latent", n, width, out)]
+    d_pooled = parts.d_pooled or d_model * (len(parts.reads) if isinstance(parts.reads, tuple) else 1)
+    last = last if isinstance(last, list) else [last]
+    if parts.norm == "pooled":
+        last = [draw.norm("ln_final.", 1, d_pooled, *last)]
+    last = draw("hook_pooled", (("row", "d_model"), (None, d_pooled)), last)
+    if parts.project is not None:
+        last = draw("hook_embedding", (("row", "d_embed"), (None, None)), [last])
+    if parts.head is not None:
+        draw("hook_logits", (("row", "class"), (None, len(parts.class_names) or None)), [last])
+    aliases = {alias: name for alias, name in parts.aliases.items() if name in draw.sites}
+    return HookGraph(draw.sites, aliases, len(parts.blocks))
 
-    def site(name: str, kind: tuple, reads: Iterable[str], layer: int | None = None, on_demand: bool = False):
+
+class _Drawing:
+    """Sites of a graph as they are added, in firing order."""
+
+    def __init__(self):
+        self.sites: dict[str, SiteInfo] = {}
+        self.layer: int | None = None
+
+    def __call__(self, name: str, kind: tuple, reads: Iterable[str], on_demand: bool = False) -> str:
         axes, sizes = kind
-        sites[name] = SiteInfo(name=name, axes=axes, sizes=sizes, layer=layer, reads=tuple(reads), on_demand=on_demand)
+        self.sites[name] = SiteInfo(
+            name=name, axes=axes, sizes=sizes, layer=self.layer, reads=tuple(reads), on_demand=on_demand
+        )
         return name
 
-    last = site("hook_embed", stream, ())
-    for layer, block in enumerate(parts.blocks):
-        at = f"blocks.{layer}."
-        heads, width = block.attn.n_heads, block.attn.d_head
-        per_head = (("row", "token", "head", "d_head"), (None, n_tokens, heads, width))
-        square = (("row", "head", "query", "key"), (None, heads, n_tokens, n_tokens))
-        results = (("row", "token", "head", "d_model"), (None, n_tokens, heads, parts.d_model))
-        hidden = (("row", "token", "d_mlp"), (None, n_tokens, block.d_mlp))
-        pre = site(at + "hook_resid_pre", stream, [last], layer)
-        scale = site(at + "ln1.hook_scale", token_scalar, [pre], layer)
-        normal = site(at + "ln1.hook_normalized", stream, [pre, scale], layer)
-        q, k, v = (site(f"{at}attn.hook_{w}", per_head, [normal], layer) for w in "qkv")
-        scores = site(at + "attn.hook_attn_scores", square, [q, k], layer, on_demand=True)
-        pattern = site(at + "attn.hook_pattern", square, [scores], layer, on_demand=True)
-        z = site(at + "attn.hook_z", per_head, [pattern, v], layer)
-        result = site(at + "attn.hook_result", results, [z], layer, on_demand=True)
-        out = site(at + "hook_attn_out", stream, [result], layer)
-        mid = site(at + "hook_resid_mid", stream, [pre, out], layer)
-        scale = site(at + "ln2.hook_scale", token_scalar, [mid], layer)
-        normal = site(at + "ln2.hook_normalized", stream, [mid, scale], layer)
-        mlp_pre = site(at + "mlp.hook_pre", hidden, [normal], layer)
-        post = site(at + "mlp.hook_post", hidden, [mlp_pre], layer)
-        mlp_out = site(at + "hook_mlp_out", stream, [post], layer)
-        last = site(at + "hook_resid_post", stream, [mid, mlp_out], layer)
-    n_read = n_tokens if parts.norm_first or parts.reads is None else len(parts.reads)
-    scale = site("ln_final.hook_scale", (("row", "token", "one"), (None, n_read, 1)), [last])
-    normal = site(
-        "ln_final.hook_normalized", (("row", "token", "d_model"), (None, n_read, parts.d_model)), [last, scale]
-    )
-    n_pooled = len(parts.reads) if isinstance(parts.reads, tuple) else 1
-    last = site("hook_pooled", (("row", "d_model"), (None, parts.d_model * n_pooled)), [normal])
-    if parts.project is not None:
-        last = site("hook_embedding", (("row", "d_embed"), (None, None)), [last])
-    if parts.head is not None:
-        site("hook_logits", (("row", "class"), (None, len(parts.class_names) or None)), [last])
-    aliases = {alias: name for alias, name in parts.aliases.items() if name in sites}
-    return HookGraph(sites, aliases, len(parts.blocks))
+    def norm(self, at: str, n: int | None, width: int, *reads: str, axis: str = "token") -> str:
+        scale = self(at + "hook_scale", (("row", axis, "one"), (None, n, 1)), reads)
+        return self(at + "hook_normalized", (("row", axis, "d_model"), (None, n, width)), [*reads, scale])
+
+    def attention(
+        self, at: str, attn: AttentionParts, axis: str, n: int | None, n_key: int | None, width: int, reads: list
+    ) -> str:
+        """Sites of one attention; `axis` is that of its queries, `reads` what queries and keys are computed from."""
+        heads, key_reads = attn.n_heads, [reads[1]]
+        query_reads = [] if reads[0] is None else [reads[0]]
+        of_query = (("row", axis, "head", "d_head"), (None, n, heads, attn.d_head))
+        of_key = (("row", "token", "head", "d_head"), (None, n_key, heads, attn.d_head))
+        square = (("row", "head", "query" if axis == "token" else axis, "key"), (None, heads, n, n_key))
+        q = self(at + "attn.hook_q", of_query, query_reads)
+        k, v = (self(f"{at}attn.hook_{w}", of_key, key_reads) for w in "kv")
+        if attn.rotate is not None:
+            q, k = self(at + "attn.hook_rot_q", of_query, [q]), self(at + "attn.hook_rot_k", of_key, [k])
+        scores = self(at + "attn.hook_attn_scores", square, [q, k], on_demand=True)
+        pattern = self(at + "attn.hook_pattern", square, [scores], on_demand=True)
+        mixed = [pattern, v] if attn.after is None else [self(at + "attn.hook_mix", of_query, [pattern, v])]
+        z = self(at + "attn.hook_z", of_query, mixed)
+        results = (("row", axis, "head", "d_model"), (None, n, heads, width))
+        result = self(at + "attn.hook_result", results, [z], on_demand=True)
+        return self(at + "hook_attn_out", (("row", axis, "d_model"), (None, n, width)), [result])
+
+    def mlp(self, at: str, block: BlockParts, axis: str, n: int | None, width: int, mid: str) -> str:
+        hidden = (("row", axis, "d_mlp"), (None, n, block.d_mlp))
+        normal = self.norm(at + "ln2.", n, width, mid, axis=axis)
+        post = [self(at + "mlp.hook_pre", hidden, [normal])]
+        if block.gated:
+            post.append(self(at + "mlp.hook_pre_linear", hidden, [normal]))
+        if block.mlp_norm is not None:
+            post = [self(at + "mlp.hook_mid", hidden, post)]
+        post = self(at + "mlp.hook_post", hidden, post)
+        return self(at + "hook_mlp_out", (("row", axis, "d_model"), (None, n, width)), [post])

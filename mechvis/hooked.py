@@ -26,10 +26,10 @@ from mechvis.cache import Cache, version_of
 from mechvis.data.preprocess import Preprocess, check_pixels
 from mechvis.edits import Edit
 from mechvis.errors import BadData, BadImages, MixedDevices, NotFinite, OutOfRange, ShapeMismatch, TrainMode
-from mechvis.models.parts import BlockParts, TowerParts
+from mechvis.models.parts import AttentionParts, BlockParts, Layout, PoolingParts, TowerParts
 from mechvis.plan import plan
 from mechvis.run import ACTIVE, Active, Run
-from mechvis.sites import BlockSites, Sites
+from mechvis.sites import AttentionSites, BlockSites, PoolingSites, Sites
 
 
 def _hooked(point: HookPoint) -> bool:
@@ -42,11 +42,24 @@ def _gradient_asked(name: str, active: Active | None) -> bool:
 
 
 def _statistics(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What a LayerNorm divides, and what by; a stand-in for no norm (nn.Identity) divides by one."""
+    """What a norm divides, and what by; a stand-in for no norm (nn.Identity) divides by one."""
     if not hasattr(norm, "eps"):
         return x, torch.ones_like(x[..., :1])
-    centred = x - x.mean(-1, keepdim=True)
-    return centred, (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+    centred = x if is_rms(norm) else x - x.mean(-1, keepdim=True)
+    eps = torch.finfo(x.dtype).eps if norm.eps is None else norm.eps
+    return centred, (centred.square().mean(-1, keepdim=True) + eps).sqrt()
+
+
+def is_rms(norm: nn.Module) -> bool:
+    """Does this norm divide by the root mean square without taking the mean off?"""
+    return any("rms" in cls.__name__.lower() for cls in type(norm).__mro__)
+
+
+def _gain_and_bias(norm: nn.Module, x: Tensor) -> Tensor:
+    """The learned part of a norm on something already divided."""
+    if getattr(norm, "weight", None) is not None:
+        x = x * norm.weight
+    return x if getattr(norm, "bias", None) is None else x + norm.bias
 
 
 class HookedViT(HookedRootModule):
@@ -71,6 +84,8 @@ class HookedViT(HookedRootModule):
         self.hook_embed = HookPoint()
         self.blocks = nn.ModuleList(BlockSites(block) for block in parts.blocks)
         self.ln_final = Sites("hook_scale", "hook_normalized")
+        if parts.pooling is not None:
+            self.pool = PoolingSites(parts.pooling)
         self.hook_pooled = HookPoint()
         if parts.project is not None:
             self.hook_embedding = HookPoint()
@@ -88,17 +103,25 @@ class HookedViT(HookedRootModule):
             n_ctx=parts.n_tokens,
             attn_only=False,
             use_attn_result=False,
-            normalization_type="LN",
-            final_rms=False,
+            normalization_type="RMS" if is_rms(first.ln1) else "LN",
+            final_rms=is_rms(parts.ln_final),
+            gated_mlp=first.gated,
             act_fn="live module",
-            positional_embedding_type="standard",
+            positional_embedding_type="standard" if first.attn.rotate is None else "rotary",
             device=self.device,
             dtype=self.dtype,
         )
 
     # the one forward
 
-    def forward(self, inputs: Tensor, *, start_at_layer: int = 0, stop_at_layer: int | None = None) -> Tensor:
+    def forward(
+        self,
+        inputs: Tensor,
+        *,
+        start_at_layer: int = 0,
+        stop_at_layer: int | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> Tensor:
         """Logits (or embedding, or pooled tokens) of a batch.
 
         Args:
@@ -106,6 +129,8 @@ class HookedViT(HookedRootModule):
                 before that block `[row token d_model]`.
             start_at_layer: skip everything before this block, really.
             stop_at_layer: return the stream before this block; `n_layers` means after the last one.
+            size: (height, width) in pixels of the images that a given stream came from, for models with rotary
+                positions or position bias at another size than their own.
         """
         self._check_mode()
         active = ACTIVE.get()
@@ -114,6 +139,7 @@ class HookedViT(HookedRootModule):
         n_layers = len(self.parts.blocks)
         start = self._layer(start_at_layer, "start_at_layer")
         stop = None if stop_at_layer is None else self._layer(stop_at_layer, "stop_at_layer")
+        layout = self._layout(inputs, start, size)
         x = self.parts.embed(inputs) if start == 0 else inputs
         if active is not None and active.keep_graph and not x.requires_grad:
             # Frozen weights: the graph starts here, so that gradients reach every site all the same.
@@ -121,42 +147,82 @@ class HookedViT(HookedRootModule):
         x = self._at("hook_embed", self.hook_embed, x, active) if start == 0 else x
         for layer in range(start, n_layers if stop is None else stop):
             if (active is not None and layer in active.layers) or any(map(_hooked, self.blocks[layer].points)):
-                x = self._block(layer, x, active)
+                x = self._block(layer, x, active, layout)
             else:
-                x = plain.plain(self.parts.blocks[layer], x)
+                x = plain.plain(self.parts.blocks[layer], x, layout)
         return x if stop is not None else self._read_out(x, inputs, active)
 
-    def _block(self, layer: int, x: Tensor, active: Active | None) -> Tensor:
+    def _layout(self, inputs: Tensor, start: int, size: tuple[int, int] | None) -> Layout:
+        """What the blocks need to know of the image's size."""
+        parts = self.parts
+        if parts.layout is None:
+            return None
+        if start == 0:
+            return parts.layout(tuple(inputs.shape[2:]))
+        if size is None and inputs.shape[1] == parts.n_tokens:
+            size = parts.image_size
+        if size is None or parts.at_size(tuple(size)).n_tokens != inputs.shape[1]:
+            raise ShapeMismatch(
+                f"a stream of {inputs.shape[1]} tokens is not from images of {size or parts.image_size} pixels; this "
+                "model's attention depends on the size: say which it was with size=(height, width)."
+            )
+        return parts.layout(tuple(size))
+
+    def _block(self, layer: int, x: Tensor, active: Active | None, layout: Layout) -> Tensor:
         parts, sites, at = self.parts.blocks[layer], self.blocks[layer], f"blocks.{layer}."
         x = self._at(at + "hook_resid_pre", sites.hook_resid_pre, x, active)
-        out = self._attention(parts, sites, at, self._norm(at + "ln1.", sites.ln1, parts.ln1, x, active), active)
-        out = out if parts.scale1 is None else parts.scale1(out)
+        normal = self._norm(at + "ln1.", sites.ln1, parts.ln1, x, active)
+        out = self._attention(parts.attn, sites.attn, at + "attn.", plain.project(parts.attn, normal), active, layout)
+        out = plain.scaled(parts.scale1, out)
         out = self._at(at + "hook_attn_out", sites.hook_attn_out, out, active)
         mid = self._at(at + "hook_resid_mid", sites.hook_resid_mid, out + x, active)
-        normal = self._norm(at + "ln2.", sites.ln2, parts.ln2, mid, active)
-        pre = self._at(at + "mlp.hook_pre", sites.mlp.hook_pre, parts.mlp_in(normal), active)
-        post = self._at(at + "mlp.hook_post", sites.mlp.hook_post, parts.act(pre), active)
-        out = parts.mlp_out(post)
-        out = out if parts.scale2 is None else parts.scale2(out)
-        out = self._at(at + "hook_mlp_out", sites.hook_mlp_out, out, active)
+        out = self._mlp(parts, sites, at, mid, active)
         return self._at(at + "hook_resid_post", sites.hook_resid_post, out + mid, active)
 
+    def _mlp(self, parts: BlockParts, sites: Any, at: str, mid: Tensor, active: Active | None) -> Tensor:
+        normal = self._norm(at + "ln2.", sites.ln2, parts.ln2, mid, active)
+        pre = parts.mlp_in(normal)
+        if parts.gated:
+            pre, linear = pre
+            pre = self._at(at + "mlp.hook_pre", sites.mlp.hook_pre, pre, active)
+            linear = self._at(at + "mlp.hook_pre_linear", sites.mlp.hook_pre_linear, linear, active)
+            post = parts.act(pre) * linear
+        else:
+            post = parts.act(self._at(at + "mlp.hook_pre", sites.mlp.hook_pre, pre, active))
+        if parts.mlp_norm is not None:
+            post = parts.mlp_norm(self._at(at + "mlp.hook_mid", sites.mlp.hook_mid, post, active))
+        post = self._at(at + "mlp.hook_post", sites.mlp.hook_post, post, active)
+        out = plain.scaled(parts.scale2, parts.mlp_out(post))
+        return self._at(at + "hook_mlp_out", sites.hook_mlp_out, out, active)
+
     def _attention(
-        self, parts: BlockParts, sites: BlockSites, at: str, normal: Tensor, active: Active | None
+        self,
+        attn: AttentionParts,
+        points: AttentionSites,
+        at: str,
+        projected: tuple[Tensor, Tensor, Tensor],
+        active: Active | None,
+        layout: Layout = None,
     ) -> Tensor:
-        attn, points, at = parts.attn, sites.attn, at + "attn."
-        q, (k, v) = attn.q(normal), attn.kv(normal)
+        q, k, v = projected
         q = self._at(at + "hook_q", points.hook_q, q, active)
         k = self._at(at + "hook_k", points.hook_k, k, active)
         v = self._at(at + "hook_v", points.hook_v, v, active)
+        if attn.rotate is not None:
+            q, k = plain.place(attn, q, k, layout)
+            q = self._at(at + "hook_rot_q", points.hook_rot_q, q, active)
+            k = self._at(at + "hook_rot_k", points.hook_rot_k, k, active)
         asked = [("hook_attn_scores", points.hook_attn_scores), ("hook_pattern", points.hook_pattern)]
         if any(self._wanted(at + name, point, active) for name, point in asked):
             # Fused attention has no scores; compute them for this layer only.
-            scores = self._at(at + "hook_attn_scores", points.hook_attn_scores, plain.scores_of(attn, q, k), active)
+            scores = plain.scores_of(attn, q, k, layout)
+            scores = self._at(at + "hook_attn_scores", points.hook_attn_scores, scores, active)
             pattern = self._at(at + "hook_pattern", points.hook_pattern, plain.pattern_of(attn, scores), active)
             z = plain.mix_explicit(pattern, v)
         else:
-            z = plain.mix(attn, q, k, v)
+            z = plain.mix(attn, q, k, v, layout)
+        if attn.after is not None:
+            z = plain.finish(attn, self._at(at + "hook_mix", points.hook_mix, z, active))
         z = self._at(at + "hook_z", points.hook_z, z, active)
         if self._wanted(at + "hook_result", points.hook_result, active):
             result = einsum(z, attn.out_weight(), "row token head e, head e d -> row token head d")
@@ -174,24 +240,34 @@ class HookedViT(HookedRootModule):
             version = version_of(scale)
             edited = self._at(at + "hook_scale", sites.hook_scale, scale, active)
             if edited is not scale or version_of(edited) != version or _gradient_asked(at + "hook_scale", active):
-                normal = centred / edited
-                normal = normal * norm.weight + norm.bias if hasattr(norm, "eps") else normal
+                normal = _gain_and_bias(norm, centred / edited)
         normal = norm(x) if normal is None else normal
         return self._at(at + "hook_normalized", sites.hook_normalized, normal, active)
 
     def _read_out(self, x: Tensor, inputs: Tensor, active: Active | None) -> Tensor:
         parts = self.parts
-        if not parts.norm_first:
-            x = self._pick(x, inputs)
-        x = self._norm("ln_final.", self.ln_final, parts.ln_final, x, active)
-        if parts.norm_first:
-            x = self._pick(x, inputs)
-        x = self._at("hook_pooled", self.hook_pooled, parts.pool(x), active)
+        if parts.norm == "tokens":
+            x = self._norm("ln_final.", self.ln_final, parts.ln_final, x, active)
+        x = self._pick(x, inputs)
+        if parts.norm == "read":
+            x = self._norm("ln_final.", self.ln_final, parts.ln_final, x, active)
+        if parts.pooling is not None:
+            x = self._latents(parts.pooling, x, active)
+        x = parts.pool(x)
+        if parts.norm == "pooled":
+            x = self._norm("ln_final.", self.ln_final, parts.ln_final, x[:, None], active)[:, 0]
+        x = self._at("hook_pooled", self.hook_pooled, x, active)
         if parts.project is not None:
             x = self._at("hook_embedding", self.hook_embedding, parts.project(x), active)
         if parts.head is not None:
             x = self._at("hook_logits", self.hook_logits, parts.head(x), active)
         return x
+
+    def _latents(self, pooling: PoolingParts, x: Tensor, active: Active | None) -> Tensor:
+        projected = (pooling.attn.q(pooling.latents(len(x))), *pooling.attn.kv(x))
+        out = self._attention(pooling.attn, self.pool.attn, "pool.attn.", projected, active)
+        out = self._at("pool.hook_attn_out", self.pool.hook_attn_out, out, active)
+        return out if pooling.mlp is None else self._mlp(pooling.mlp, self.pool, "pool.", out, active) + out
 
     def _pick(self, x: Tensor, inputs: Tensor) -> Tensor:
         """The tokens that the read-out needs."""
@@ -228,6 +304,7 @@ class HookedViT(HookedRootModule):
         grad: bool = False,
         start_at_layer: int = 0,
         stop_at_layer: int | None = None,
+        size: tuple[int, int] | None = None,
         check_finite: bool = True,
     ) -> Run:
         """One isolated forward pass with edits and captures.
@@ -240,6 +317,8 @@ class HookedViT(HookedRootModule):
             grad: keep the graph, so that gradients reach every captured site.
             start_at_layer: restart from the stream before this block.
             stop_at_layer: stop before this block.
+            size: (height, width) in pixels of the images that a given stream came from, where it matters (see
+                :meth:`forward`).
             check_finite: raise if a captured activation holds NaN or Inf.
 
         Returns:
@@ -255,21 +334,32 @@ class HookedViT(HookedRootModule):
         """
         inputs = self.inputs(images, start_at_layer=start_at_layer)
         captured = [capture] if isinstance(capture, str) else list(capture)
+        parts, graph = self._for_size(tuple(inputs.shape[2:]) if inputs.ndim == 4 else size)
         active = Active(
-            plan=plan([edits] if isinstance(edits, Edit) else list(edits), self.graph, self.parts.prefix),
-            capture=frozenset(self.graph.match(captured)) if captured else frozenset(),
-            cache=Cache(self.graph),
+            plan=plan([edits] if isinstance(edits, Edit) else list(edits), graph, parts.prefix),
+            capture=frozenset(graph.match(captured)) if captured else frozenset(),
+            cache=Cache(graph),
             owner=self,
             keep_graph=grad,
             check_finite=check_finite,
         )
         with self._running(active), torch.enable_grad() if grad else torch.no_grad():
-            output = self(inputs, start_at_layer=start_at_layer, stop_at_layer=stop_at_layer)
+            output = self(inputs, start_at_layer=start_at_layer, stop_at_layer=stop_at_layer, size=size)
         active.finish()
         if stop_at_layer is None and not active.capture:
-            active.warn_unreachable(self.parts)
+            active.warn_unreachable(parts)
         site = self.output_site if stop_at_layer is None else f"the stream before block {stop_at_layer}"
         return Run(output, active.cache, tuple(e for found in active.plan.at.values() for e in found), site)
+
+    def _for_size(self, size: tuple[int, int] | None) -> tuple[TowerParts, graphs.HookGraph]:
+        """Parts and graph for images of a size, which may be another than the model's own."""
+        if size is None or self.parts.image_size is None or tuple(size) == self.parts.image_size:
+            return self.parts, self.graph
+        known = self.__dict__.setdefault("_other_sizes", {})
+        if size not in known:
+            sized = self.parts.at_size(tuple(size))
+            known[size] = (sized, graphs.build(sized))
+        return known[size]
 
     @contextlib.contextmanager
     def edited(self, edits: Sequence[Edit]) -> Iterator["HookedViT"]:
@@ -348,7 +438,8 @@ class HookedViT(HookedRootModule):
         check_pixels(
             images,
             channels=self.parts.channels,
-            sizes=self.parts.image_size,
+            sizes=None if self.parts.sizes == "any" else self.parts.image_size,
+            at_least=self.parts.patch_size,
             preprocess=self.preprocess,
             device=self.device,
         )

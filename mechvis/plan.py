@@ -117,7 +117,7 @@ def _check(edit: Edit, site: SiteInfo) -> None:
 
 
 def _to_view(site: SiteInfo, x: Tensor) -> Tensor:
-    if "query" in site.axes:
+    if "key" in site.axes:
         return rearrange(x, "row head query key -> row query head key")
     if x.ndim == 4:
         return x
@@ -125,7 +125,7 @@ def _to_view(site: SiteInfo, x: Tensor) -> Tensor:
 
 
 def _from_view(site: SiteInfo, view: Tensor) -> Tensor:
-    if "query" in site.axes:
+    if "key" in site.axes:
         return rearrange(view, "row query head key -> row head query key")
     return {4: view, 3: view[:, :, 0], 2: view[:, 0, 0]}[len(site.axes)]
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from mechvis.models.parts import BlockParts
+from mechvis.models.parts import AttentionParts, BlockParts, PoolingParts
 
 
 class Sites(nn.Module):
@@ -23,9 +23,13 @@ class Sites(nn.Module):
 class AttentionSites(Sites):
     """Hook points of one attention layer, with its weights under transformer_lens' names."""
 
-    def __init__(self, parts: BlockParts):
+    def __init__(self, parts: AttentionParts):
         super().__init__("hook_q", "hook_k", "hook_v", "hook_attn_scores", "hook_pattern", "hook_z", "hook_result")
-        self.__dict__["_parts"] = parts.attn
+        if parts.rotate is not None:
+            self.hook_rot_q, self.hook_rot_k = HookPoint(), HookPoint()
+        if parts.after is not None:
+            self.hook_mix = HookPoint()
+        self.__dict__["_parts"] = parts
 
     @property
     def W_Q(self) -> Tensor:
@@ -87,6 +91,10 @@ class MlpSites(Sites):
 
     def __init__(self, parts: BlockParts):
         super().__init__("hook_pre", "hook_post")
+        if parts.gated:
+            self.hook_pre_linear = HookPoint()
+        if parts.mlp_norm is not None:
+            self.hook_mid = HookPoint()
         self.__dict__["_parts"] = parts
 
     @property
@@ -106,7 +114,19 @@ class BlockSites(Sites):
     def __init__(self, parts: BlockParts):
         super().__init__("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")
         self.ln1 = Sites("hook_scale", "hook_normalized")
-        self.attn = AttentionSites(parts)
+        self.attn = AttentionSites(parts.attn)
         self.ln2 = Sites("hook_scale", "hook_normalized")
         self.mlp = MlpSites(parts)
         self.__dict__["points"] = [module for module in self.modules() if isinstance(module, HookPoint)]
+
+
+class PoolingSites(Sites):
+    """Hook points of attention pooling."""
+
+    def __init__(self, parts: PoolingParts):
+        super().__init__("hook_attn_out")
+        self.attn = AttentionSites(parts.attn)
+        if parts.mlp is not None:
+            self.ln2 = Sites("hook_scale", "hook_normalized")
+            self.mlp = MlpSites(parts.mlp)
+            self.hook_mlp_out = HookPoint()

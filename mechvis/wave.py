@@ -25,7 +25,7 @@ from torch import Tensor
 
 from mechvis import block as plain
 from mechvis.axes import Pixels, Residual
-from mechvis.models.parts import BlockParts, TowerParts
+from mechvis.models.parts import BlockParts, Layout, TowerParts
 from mechvis.units import Unit
 
 Replacement = Callable[[str], Tensor | None]
@@ -57,7 +57,9 @@ def wave(
     n, n_layers = len(pixels), len(parts.blocks)
     rows = _Rows(parts.embed(pixels), 1 + len(units), at_once)
     by_layer = {layer: list(found) for layer, found in groupby(units, key=lambda unit: unit.layer)}
+    # Tokens that are not read need no queries in the last block; a norm or a pooling over all tokens reads all.
     reads = parts.reads if isinstance(parts.reads, tuple) else None
+    layout = None if parts.layout is None else parts.layout(tuple(pixels.shape[2:]))
     for layer, block in enumerate(parts.blocks):
         entering = by_layer.get(layer, [])
         for unit in (u for u in entering if u.kind == "tokens"):
@@ -66,7 +68,7 @@ def wave(
             edited[:, unit.index] = 0 if new is None else new[:, unit.index]
         last_tokens = list(reads) if reads is not None and layer == n_layers - 1 else None
         gone = [unit for unit in base if unit.layer == layer]
-        _attention_half(block, rows, entering, gone, replacement, last_tokens)
+        _attention_half(block, rows, entering, gone, replacement, last_tokens, layout)
         _mlp_half(block, rows, entering, replacement, last_tokens)
     out = _read_out(parts, rows.all, pixels, restricted=reads is not None and n_layers > 0)
     out = out.reshape(-1, n, out.shape[-1])
@@ -122,29 +124,31 @@ def _attention_half(
     gone: Sequence[Unit],
     replacement: Replacement,
     tokens: list[int] | None,
+    layout: Layout,
 ) -> None:
     attn, n = block.attn, rows.n
+    index = None if tokens is None else torch.tensor(tokens, device=rows.buffer.device)
     stream = rows.all
     if tokens is not None:
         rows.narrow(tokens)  # `stream` still has all tokens, for keys and values
     writes = [u for u in entering if u.kind == "attn_out"]
-    clean_before = rows.clean.clone() if writes else None
+    clean_before = rows.clean.clone() if writes or not block.linear_writes else None
     for group in rows.groups():
-        normal = block.ln1(stream[group])
-        k, v = attn.kv(normal)
-        z = plain.mix(attn, attn.q(normal if tokens is None else normal[:, tokens]), k, v)
+        z = plain.heads(block, block.ln1(stream[group]), layout, index)
         for unit in gone:
             new = _new(replacement, unit.site, z[:n], tokens)[:, :, unit.index]
             z[:, :, unit.index] = new.repeat(len(z) // n, 1, 1)
-        out = attn.out(plain.merge(z))
-        out = out if block.scale1 is None else block.scale1(out)
+        out = plain.scaled(block.scale1, attn.out(plain.merge(z)))
         # In this order, as the upstream does it.
         torch.add(out, rows.buffer[group], out=rows.buffer[group])
         if group.start == 0:
             clean_z, clean_out = z[:n].clone(), out[:n].clone()
     for kind in ("heads", "result"):
         if heads := [u for u in entering if u.kind == kind]:
-            _enter_heads(block, rows, heads, clean_z, replacement, tokens)
+            if block.linear_writes:
+                _enter_heads(block, rows, heads, clean_z, replacement, tokens)
+            else:
+                _enter_heads_in_full(block, rows, heads, clean_z, clean_before, replacement, tokens)
     for unit in writes:
         torch.add(clean_before, _new(replacement, unit.site, clean_out, tokens), out=rows.enter(unit))
 
@@ -175,17 +179,39 @@ def _enter_heads(
     change += clean
 
 
+def _enter_heads_in_full(
+    block: BlockParts,
+    rows: _Rows,
+    heads: Sequence[Unit],
+    z: Tensor,
+    before: Residual,
+    replacement: Replacement,
+    tokens: list[int] | None,
+) -> None:
+    """The same where the block's write is not linear in its heads (a norm after attention)."""
+    for unit in heads:
+        edited = z.clone()
+        if unit.kind == "heads":
+            edited[:, :, unit.index] = _new(replacement, unit.site, z, tokens)[:, :, unit.index]
+            out = block.attn.out(plain.merge(edited))
+        else:
+            edited[:, :, unit.index] = 0
+            out, new = block.attn.out(plain.merge(edited)), replacement(unit.site)
+            if new is not None:
+                out = out + (new if tokens is None else new[:, tokens])[:, :, unit.index]
+        torch.add(before, plain.scaled(block.scale1, out), out=rows.enter(unit))
+
+
 def _mlp_half(
     block: BlockParts, rows: _Rows, entering: Sequence[Unit], replacement: Replacement, tokens: list[int] | None
 ) -> None:
     n = rows.n
     writes = [u for u in entering if u.kind == "mlp_out"]
     neurons = [u for u in entering if u.kind == "neurons"]
-    clean_before = rows.clean.clone() if writes else None
+    clean_before = rows.clean.clone() if writes or neurons else None
     for group in rows.groups():
-        post = block.act(block.mlp_in(block.ln2(rows.buffer[group])))
-        out = block.mlp_out(post)
-        out = out if block.scale2 is None else block.scale2(out)
+        post = plain.neurons(block, block.ln2(rows.buffer[group]))
+        out = plain.scaled(block.scale2, block.mlp_out(post))
         torch.add(out, rows.buffer[group], out=rows.buffer[group])
         if group.start == 0:
             clean_post, clean_out = (post[:n].clone() if neurons else None), (out[:n].clone() if writes else None)
@@ -193,6 +219,14 @@ def _mlp_half(
         torch.add(clean_before, _new(replacement, unit.site, clean_out, tokens), out=rows.enter(unit))
     if neurons:
         weight = block.mlp_out_weight()
+        if not block.linear_writes:
+            new = _new(replacement, neurons[0].site, clean_post, tokens)
+            for unit in neurons:
+                edited = clean_post.clone()
+                edited[:, :, unit.index] = new[:, :, unit.index]
+                write = plain.scaled(block.scale2, block.mlp_out(edited))
+                torch.add(clean_before, write, out=rows.enter(unit))
+            return
         change = _new(replacement, neurons[0].site, clean_post, tokens) - clean_post
         for unit in neurons:
             delta = change[:, :, unit.index, None] * weight[unit.index]
@@ -207,12 +241,13 @@ def _new(replacement: Replacement, site: str, like: Tensor, tokens: list[int] | 
 
 
 def _read_out(parts: TowerParts, x: Residual, inputs: Tensor, *, restricted: bool) -> Tensor:
-    if not restricted and not isinstance(parts.reads, tuple) and parts.reads is not None:
+    def pick(x: Residual) -> Residual:
+        if restricted or isinstance(parts.reads, tuple) or parts.reads is None:
+            return x
         position = parts.reads(inputs).repeat(len(x) // len(inputs))
-        x = x[torch.arange(len(x), device=x.device), position][:, None]
-    x = parts.pool(parts.ln_final(x))
-    x = x if parts.project is None else parts.project(x)
-    return x if parts.head is None else parts.head(x)
+        return x[torch.arange(len(x), device=x.device), position][:, None]
+
+    return plain.read_out(parts, x, pick)
 
 
 def bytes_per_row(parts: TowerParts, element_size: int) -> tuple[int, int]:
@@ -220,7 +255,7 @@ def bytes_per_row(parts: TowerParts, element_size: int) -> tuple[int, int]:
     normalised stream, q, k, v and z or the MLP's hidden layer before and after the activation, and the write)."""
     block = parts.blocks[0]
     scores = 0 if block.attn.fused() else 2 * block.attn.n_heads * parts.n_tokens
-    working = max(6 * parts.d_model + scores, 2 * parts.d_model + 2 * block.d_mlp)
+    working = max(6 * parts.d_model + scores, 2 * parts.d_model + (4 if block.gated else 2) * block.d_mlp)
     return parts.n_tokens * parts.d_model * element_size, parts.n_tokens * working * element_size
 
 

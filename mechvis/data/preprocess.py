@@ -9,6 +9,7 @@ ships with a model does the work; this file adds two things to it:
    the network.
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Sequence
@@ -117,6 +118,32 @@ class Preprocess:
         mean, std = self._statistics(colours)
         return (colours - mean) / std
 
+    def at_size(self, height: int, width: int) -> "Preprocess":
+        """The same image processor for another output size; what is resized before a crop grows in proportion.
+
+        Raises:
+            BadImages: the processor is not one whose size can be changed.
+        """
+        if (height, width) == (self.height, self.width):
+            return self
+        processor = copy.deepcopy(self.processor)
+        if not hasattr(processor, "to_dict"):
+            raise BadImages(
+                f"this preprocessing makes {self.height} x {self.width} pixels and cannot be changed to {height} x "
+                f"{width}; pass preprocess= for that size."
+            )
+        settings = processor.to_dict()
+        size = dict(settings.get("size") or {})
+        if settings.get("do_center_crop"):
+            factor = max(height / self.height, width / self.width)
+            processor.size = type(processor.size)(
+                **{key: round(value * factor) for key, value in size.items() if value}
+            )
+            processor.crop_size = type(processor.crop_size)(height=height, width=width)
+        else:
+            processor.size = type(processor.size)(height=height, width=width)
+        return Preprocess.of_processor(processor, source=self.source)
+
     @property
     def fingerprint(self) -> str:
         """Hash of everything that changes pixels."""
@@ -163,6 +190,7 @@ def check_pixels(
     *,
     channels: int,
     sizes: tuple[int, int] | None,
+    at_least: tuple[int, int] | None = None,
     preprocess: Preprocess | None,
     device: torch.device | None = None,
 ) -> None:
@@ -172,6 +200,7 @@ def check_pixels(
         pixels: what the user passed.
         channels: channels the patch embedding reads.
         sizes: (height, width) the model is built for; None if it accepts others.
+        at_least: (height, width) of one patch.
         preprocess: gives the range of normalised values; without it the range is not checked.
         device: where the model lives; None skips that check.
 
@@ -193,6 +222,10 @@ def check_pixels(
         raise BadImages(f"expected {channels} channels, got shape {shape}.{hint}")
     if sizes is not None and shape[2:] != tuple(sizes):
         raise BadImages(f"expected images of {sizes[0]} x {sizes[1]} pixels, got {shape[2]} x {shape[3]}. {fix}")
+    if at_least is not None and (shape[2] < at_least[0] or shape[3] < at_least[1]):
+        raise BadImages(
+            f"images of {shape[2]} x {shape[3]} pixels are smaller than a patch of {at_least[0]} x {at_least[1]}. {fix}"
+        )
     if not pixels.is_floating_point():
         raise BadImages(f"expected normalised floats, got {pixels.dtype}: raw images of 0-255? {fix}")
     if device is not None and pixels.device != device:

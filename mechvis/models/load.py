@@ -10,7 +10,9 @@ import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,10 +20,22 @@ from torch import Tensor, nn
 
 from mechvis.data.preprocess import Preprocess
 from mechvis.errors import BadData, DefaultPreprocessing, ParityError, UnsupportedModel, unknown
-from mechvis.models import transformers as hugging_face
-from mechvis.models.parts import TowerParts
+from mechvis.models.parts import TowerParts, TwoTowers
 
 logger = logging.getLogger(__name__)
+
+SOURCES = {
+    "hf": "mechvis.models.transformers",
+    "timm": "mechvis.models.timm",
+    "open_clip": "mechvis.models.open_clip",
+    "torchvision": "mechvis.models.torchvision",
+}
+"""Prefix of a model's name -> the file that knows the models of that source. Each offers `read(name)` (module, image
+processor or None, tokenizer or None), `family_of(module)` and `two_towers(module)` (None if it is none of theirs). They
+import their library only inside functions."""
+
+PACKAGES = {"transformers": "hf", "timm": "timm", "open_clip": "open_clip", "torchvision": "torchvision"}
+"""Package that a module's class comes from -> its source."""
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 """Largest difference allowed at load, relative to the largest output."""
@@ -50,6 +64,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     tokenizer: Any = None,
+    image_size: int | tuple[int, int] | None = None,
 ) -> Any:
     """A wrapped model, ready for runs and sweeps.
 
@@ -60,6 +75,8 @@ def load(
         device: where to put a model that is read from disk.
         dtype: type for a model that is read from disk.
         tokenizer: for two-tower models in memory.
+        image_size: use the model with images of another size (a number, or height and width), where its upstream can:
+            positions are interpolated as the upstream does it, and the image processor is set to this size.
 
     Returns:
         HookedViT or HookedCLIP.
@@ -78,19 +95,21 @@ def load(
     title = ""
     if not isinstance(model, nn.Module):
         title = str(model)
-        model, processor, read_tokenizer = hugging_face.read_folder(_place(title))
+        source, name = _place(title)
+        model, processor, read_tokenizer = import_module(SOURCES[source]).read(name)
         if device is not None or dtype is not None:
             model = model.to(device=device, dtype=dtype)
         preprocess = preprocess if preprocess is not None else processor
         tokenizer = tokenizer if tokenizer is not None else read_tokenizer
-        given = "folder"
+        given = "folder" if source == "hf" else source
     else:
         given = "given"
         if device is not None or dtype is not None:
             raise BadData(
                 "device= and dtype= are for models read from disk; move your module yourself (it is left as found)."
             )
-    return wrap(model, preprocess=preprocess, title=title, source=given, tokenizer=tokenizer)
+    more = {"title": title, "source": given, "tokenizer": tokenizer, "image_size": image_size}
+    return wrap(model, preprocess=preprocess, **more)
 
 
 def wrap(
@@ -100,52 +119,84 @@ def wrap(
     title: str = "",
     source: str = "given",
     tokenizer: Any = None,
+    image_size: int | tuple[int, int] | None = None,
     family: Callable[[nn.Module], TowerParts] | None = None,
 ) -> Any:
     """Wrap a module that is in memory; `family` overrides the search for a map."""
     from mechvis.hooked import HookedViT
 
     inner = bare.get_base_model() if hasattr(bare, "get_base_model") else bare
-    if family is None and hugging_face.is_clip(inner):
-        from mechvis.clip import HookedCLIP
-
-        clip = HookedCLIP(
-            bare,
-            vision=hugging_face.clip_vision(inner),
-            text=hugging_face.clip_text(inner),
-            preprocess=_preprocess(preprocess, hugging_face.clip_vision(inner), inner, source),
-            tokenizer=tokenizer,
-            name=title,
-        )
-        for tower in (clip.vision, clip.text):
-            check_parity(tower)
-        return clip
-    family = family or _family(inner)
+    sources = [] if family is not None else sources_of(inner)
+    for found in sources:
+        if (towers := found.two_towers(inner)) is not None:
+            more = {"preprocess": preprocess, "title": title, "source": source, "tokenizer": tokenizer}
+            return _wrap_two(bare, inner, towers, image_size=image_size, **more)
+    family = family or _family(inner, sources)
     parts = family(inner)
-    found = _preprocess(preprocess, parts, inner, source) if parts.modality == "image" else None
-    model = HookedViT(bare, parts, preprocess=found, name=title)
+    if parts.modality == "image":
+        parts, preprocess = _preprocess(preprocess, _sized(parts, image_size), inner, source, image_size)
+    model = HookedViT(bare, parts, preprocess=preprocess if parts.modality == "image" else None, name=title)
     model.__dict__["family"] = family
     check_parity(model)
     logger.info("%s: %s", title or parts.family, model.parity)
     return model
 
 
-def _place(name: str) -> str:
+def _wrap_two(
+    bare: nn.Module,
+    inner: nn.Module,
+    towers: TwoTowers,
+    *,
+    preprocess: Any,
+    title: str,
+    source: str,
+    tokenizer: Any,
+    image_size: int | tuple[int, int] | None,
+) -> Any:
+    from mechvis.clip import HookedCLIP
+
+    vision, preprocess = _preprocess(preprocess, _sized(towers.vision(inner), image_size), inner, source, image_size)
+    clip = HookedCLIP(
+        bare,
+        towers=towers,
+        vision=vision,
+        text=towers.text(inner),
+        preprocess=preprocess,
+        tokenizer=tokenizer,
+        name=title,
+    )
+    for tower in (clip.vision, clip.text):
+        check_parity(tower)
+    return clip
+
+
+def sources_of(module: nn.Module) -> list[ModuleType]:
+    """The files that know the package which a module's class, or a class it inherits from, was written in."""
+    roots = [cls.__module__.partition(".")[0] for cls in type(module).__mro__]
+    return [import_module(SOURCES[PACKAGES[root]]) for root in dict.fromkeys(roots) if root in PACKAGES]
+
+
+def _place(name: str) -> tuple[str, str]:
+    """Source of a name, and what that source calls the model."""
     from mechvis.models import zoo
 
     if name in zoo.names():
-        return str(zoo.path(name))
-    if name.startswith("hf:"):
-        return name.removeprefix("hf:")
+        return "hf", str(zoo.path(name))
+    prefix, colon, rest = name.partition(":")
+    if colon and prefix in SOURCES:
+        if not rest:
+            raise BadData(f"{name!r} names no model after the colon.")
+        return prefix, rest
     if Path(name).is_dir():
-        return name
-    raise unknown("model", name, [*zoo.names(), "hf:<folder or hub id>", "<folder>"])
+        return "hf", name
+    kinds = ["hf:<folder or hub id>", "timm:<name>", "open_clip:<architecture>[/<tag or file>]", "torchvision:<name>"]
+    raise unknown("model", name, [*zoo.names(), *kinds, "<folder>"])
 
 
-def _family(module: nn.Module) -> Callable[[nn.Module], TowerParts]:
-    family = hugging_face.family_of(module)
-    if family is not None:
-        return family
+def _family(module: nn.Module, sources: list[ModuleType]) -> Callable[[nn.Module], TowerParts]:
+    for source in sources:
+        if (family := source.family_of(module)) is not None:
+            return family
     from importlib.metadata import entry_points
 
     for point in entry_points(group="mechvis.families"):
@@ -155,41 +206,52 @@ def _family(module: nn.Module) -> Callable[[nn.Module], TowerParts]:
     children = ", ".join(f"{name}: {type(child).__name__}" for name, child in list(module.named_children())[:8])
     raise UnsupportedModel(
         f"no family knows {type(module).__module__}.{type(module).__name__}; it could not be placed. Its children are: "
-        f"{children or 'none'}. Known: Hugging Face ViT, DeiT, CLIP. To add it, write a function module -> TowerParts "
-        "(see mechvis/models/transformers.py for a 40-line example) and pass it: "
-        "mechvis.models.load.wrap(module, family=my_parts)."
+        f"{children or 'none'}. docs/families.md lists what is known. To add it, write a function module -> TowerParts "
+        "(mechvis/models/torchvision.py is a short example) and pass it: "
+        "mechvis.models.load.wrap(module, family=my_parts), or register it in the entry-point group mechvis.families."
     )
 
 
-def _preprocess(given: Any, parts: TowerParts, module: nn.Module, source: str) -> Preprocess | None:
-    if given is None:
-        given, source = _default_processor(parts), f"default of {parts.family}"
+def _sized(parts: TowerParts, image_size: int | tuple[int, int] | None) -> TowerParts:
+    """Parts for images of the size that was asked for."""
+    if image_size is None:
+        return parts
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if size != parts.image_size and parts.sizes == "one":
+        raise BadData(f"{parts.family} takes images of {parts.image_size} pixels only, not {size}.")
+    if any(side < patch for side, patch in zip(size, parts.patch_size, strict=True)):
+        raise BadData(f"image_size={image_size} is smaller than one patch {parts.patch_size}.")
+    return parts.at_size(size)
+
+
+def _preprocess(
+    given: Any, parts: TowerParts, module: nn.Module, source: str, image_size: Any
+) -> tuple[TowerParts, Preprocess | None]:
+    """Parts at the size that the image processor makes, and the processor."""
+    if given is None and parts.preprocess is not None:
+        given, source = parts.preprocess(parts.image_size), f"default of {parts.family}"
+        mean = given.mean if isinstance(given, Preprocess) else given.image_mean
         warnings.warn(
             f"no image preprocessing came with this {type(module).__name__}; using the default of "
-            f"{parts.family} (mean {tuple(given.image_mean)}). Pass preprocess= to be sure.",
+            f"{parts.family} (mean {tuple(mean)}). Pass preprocess= to be sure.",
             DefaultPreprocessing,
-            stacklevel=4,
+            stacklevel=5,
         )
+    if given is None:
+        return parts, None
     found = given if isinstance(given, Preprocess) else Preprocess.of_processor(given, source=source)
-    if parts.image_size is not None and (found.height, found.width) != tuple(parts.image_size):
-        raise BadData(
-            f"the image processor makes {found.height} x {found.width} pixels, the model takes "
-            f"{parts.image_size[0]} x {parts.image_size[1]}. Pass a matching preprocess=."
-        )
-    return found
-
-
-def _default_processor(parts: TowerParts) -> Any:
-    import transformers
-
-    height, width = parts.image_size or (224, 224)
-    if "CLIP" in parts.family:
-        return transformers.CLIPImageProcessorPil(
-            size={"shortest_edge": height}, crop_size={"height": height, "width": width}
-        )
-    if "DeiT" in parts.family:
-        return transformers.DeiTImageProcessorPil(size={"height": height, "width": width}, do_center_crop=False)
-    return transformers.ViTImageProcessorPil(size={"height": height, "width": width})
+    if image_size is not None:
+        found = found.at_size(*parts.image_size)
+    size = (found.height, found.width)
+    if parts.image_size is not None and size != tuple(parts.image_size):
+        if parts.sizes != "any":
+            also = ", or ask for that size with image_size=" if parts.sizes == "asked" else ""
+            raise BadData(
+                f"the image processor makes {found.height} x {found.width} pixels, the model takes "
+                f"{parts.image_size[0]} x {parts.image_size[1]}. Pass a matching preprocess={also}."
+            )
+        parts = parts.at_size(size)
+    return parts, found
 
 
 def check_parity(model: Any, *, seed: int = 0) -> Parity:
@@ -201,7 +263,7 @@ def check_parity(model: Any, *, seed: int = 0) -> Parity:
     parts, bare = model.parts, model.bare
     if any(module.training for module in bare.modules()):
         model._check_mode()
-    inputs = parts.example(torch.Generator().manual_seed(seed))
+    inputs = parts.example_batch(bare, torch.Generator().manual_seed(seed))
     with torch.no_grad():
         expected = parts.reference(inputs)
         plain = _difference(model(inputs), expected)

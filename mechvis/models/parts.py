@@ -8,15 +8,20 @@ To support a new architecture, write a function `module -> TowerParts` and regis
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, dtype, nn
 
 from mechvis.axes import PerHead, Residual
 
 Merged = Float[Tensor, "row token head_and_d_head"]
+
+Layout = Any
+"""What the blocks need to know of an image's size: rotary tables, position bias. Made by `TowerParts.layout`, handed to
+every attention; only the family looks inside."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +33,18 @@ class AttentionParts:
     d_head: int
     """Width of one head."""
     q: Callable[[Residual], PerHead]
-    """Normalised stream to queries, with bias and whatever the family does before the scores (q-norm, rotary)."""
+    """Normalised stream to queries, with bias and q-norm; before rotary positions."""
     kv: Callable[[Residual], tuple[PerHead, PerHead]]
-    """Normalised stream to keys and values."""
+    """Normalised stream to keys (with k-norm, before rotary positions) and values."""
+    qkv: Callable[[Residual], tuple[PerHead, PerHead, PerHead]] | None = None
+    """All three by one product, where the family has one weight for them; None: `q` and `kv` one after the other."""
+    rotate: Callable[[PerHead, Layout, Int[Tensor, " token"] | None], PerHead] | None = None
+    """Rotary positions on queries or keys; the last argument says which tokens they are (None: all)."""
+    bias: Callable[[Layout], Float[Tensor, "1 head query key"]] | None = None
+    """What is added to the scaled scores (relative position bias)."""
+    after: Callable[[Merged], Merged] | None = None
+    """What happens to the mixed values before the output projection (a norm, a gain per head). `hook_z` is after it, so
+    that heads still add up to the block's write; `hook_mix` is before it."""
     out: Callable[[Merged], Residual]
     """Heads side by side (`head d_head` flattened) to the block's write, output bias included."""
     out_weight: Callable[[], Float[Tensor, "head d_head d_model"]]
@@ -45,6 +59,9 @@ class AttentionParts:
     """Factor on query-key products."""
     fused: Callable[[], bool]
     """Does the user's model use fused attention right now? Read live, never assumed."""
+    scale_queries: bool = False
+    """Explicit attention scales the queries before the product (torch's own and timm's) instead of the product: another
+    rounding."""
     causal: bool = False
     """True in text towers."""
     eager_softmax: dtype | None = None
@@ -57,15 +74,20 @@ class BlockParts:
     """One pre-norm transformer block."""
 
     ln1: nn.Module
-    """LayerNorm before attention (has weight, bias, eps)."""
+    """Norm before attention: a LayerNorm or RMSNorm (weight, bias or none, eps), or nn.Identity for none."""
     attn: AttentionParts
     """Self-attention."""
     ln2: nn.Module
-    """LayerNorm before the MLP."""
-    mlp_in: Callable[[Residual], Tensor]
-    """Normalised stream to pre-activations `[row token d_mlp]`."""
+    """Norm before the MLP."""
+    mlp_in: Callable[[Residual], Any]
+    """Normalised stream to pre-activations `[row token d_mlp]`; in a gated MLP a pair: gate (before the activation)
+    and linear half."""
     act: Callable[[Tensor], Tensor]
-    """Pre-activations to neurons `[row token d_mlp]`."""
+    """Pre-activations (of the gate) to activations `[row token d_mlp]`."""
+    gated: bool = False
+    """The activated gate multiplies the linear half (SwiGLU and kin)."""
+    mlp_norm: Callable[[Tensor], Tensor] | None = None
+    """Norm between the activations and the output product; `hook_post` is after it, `hook_mid` before it."""
     mlp_out: Callable[[Tensor], Residual]
     """Neurons to the block's second write."""
     mlp_out_weight: Callable[[], Float[Tensor, "d_mlp d_model"]]
@@ -78,6 +100,27 @@ class BlockParts:
     """LayerScale on the attention's write, where the family has one."""
     scale2: Callable[[Residual], Residual] | None = None
     """LayerScale on the MLP's write."""
+    linear_writes: bool = True
+    """False where scale1 or scale2 is not linear (a norm after the sub-layer): the stream is then no sum of heads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolingParts:
+    """Attention pooling: learned queries ("latents", mostly one) read all tokens, then perhaps an MLP.
+
+    Its heads are the ones that a decomposition of such a model is about; they have sites of their own: `pool.attn.*`.
+    """
+
+    attn: AttentionParts
+    """Attention of the latents over the tokens: `q` takes the latents, `kv` the normalised tokens."""
+    latents: Callable[[int], Float[Tensor, "row latent d_model"]]
+    """Rows -> the queries before their projection."""
+    n_latents: int = 1
+    """Number of queries."""
+    d_out: int
+    """Width of what comes out."""
+    mlp: BlockParts | None = None
+    """A block of which only the MLP half is used, after the attention; None: no MLP."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +142,17 @@ class TowerParts:
     reads: Callable[[Tensor], Tensor] | tuple[int, ...] | None
     """Tokens that the read-out needs: fixed indices (CLS), a function of the input ids (the end-of-text token), or
     None for all tokens."""
-    norm_first: bool
-    """True: normalise all tokens, then pool (ViT). False: pick the tokens, then normalise (CLIP vision)."""
+    norm: Literal["tokens", "read", "pooled"]
+    """Where `ln_final` acts: on all tokens, which are then picked and pooled (ViT); on the tokens that are read (CLIP
+    vision); on the pooled vector (mean first, norm afterwards)."""
+    pooling: PoolingParts | None = None
+    """Attention pooling between norm and `pool`, which then gets the latents."""
     pool: Callable[[Residual], Tensor]
-    """Normalised tokens that are read, in the order of `reads` (all tokens where it is None), to `[row d_model]`."""
+    """Tokens that are read, in the order of `reads` (all tokens where it is None), to `[row d_pooled]`."""
+    d_pooled: int | None = None
+    """Width of what `pool` returns; None: d_model times the number of tokens that `reads` lists."""
+    layout: Callable[[tuple[int, int]], Layout] | None = None
+    """(height, width) in pixels -> what the blocks need to know of it; None: nothing."""
     project: Callable[[Tensor], Tensor] | None = None
     """Pooled to the embedding `[row d_embed]` (CLIP projection, ViT pooler)."""
     head: Callable[[Tensor], Tensor] | None = None
@@ -110,7 +160,10 @@ class TowerParts:
     prefix: tuple[str, ...] = ("cls",)
     """Names of the tokens before the patches."""
     image_size: tuple[int, int] | None = None
-    """(height, width) in pixels the position embedding is built for."""
+    """(height, width) in pixels that the model is used with."""
+    sizes: Literal["one", "asked", "any"] = "one"
+    """Does the upstream take other image sizes? `any`: whatever comes (DINOv2); `asked`: only when told to interpolate
+    its positions (ViT, CLIP), so here too one has to ask: `mechvis.load(..., image_size=448)`."""
     patch_size: tuple[int, int] | None = None
     """(height, width) of a patch in pixels."""
     channels: int = 3
@@ -123,8 +176,10 @@ class TowerParts:
     """Names of the logits, where the model knows them."""
     reference: Callable[[Tensor], Tensor]
     """The bare model's own answer to the same input, comparable with our last output: for the parity check."""
-    example: Callable[[Any], Tensor]
-    """A random valid input batch, from a `torch.Generator`: for the parity check."""
+    example: Callable[[Any], Tensor] | None = None
+    """A random valid input batch, from a `torch.Generator`: for the parity check. None: two images of noise."""
+    preprocess: Callable[[tuple[int, int]], Any] | None = None
+    """(height, width) -> the image processor or `Preprocess` of the published models, for a model that brings none."""
     aliases: dict[str, str] = field(default_factory=dict)
     """Native module path -> canonical site name."""
 
@@ -134,3 +189,37 @@ class TowerParts:
         if self.image_size is None or self.patch_size is None:
             return None
         return self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1]
+
+    def at_size(self, size: tuple[int, int]) -> "TowerParts":
+        """These parts for images of another (height, width)."""
+        if size == self.image_size:
+            return self
+        sized = replace(self, image_size=size)
+        return replace(sized, n_tokens=len(self.prefix) + sized.grid[0] * sized.grid[1])
+
+    def example_batch(self, like: nn.Module, generator: torch.Generator) -> Tensor:
+        """A random valid input batch of two, on the device and in the type of a module's weights."""
+        if self.example is not None:
+            return self.example(generator)
+        weight = next(p for p in like.parameters() if p.is_floating_point())
+        noise = torch.randn(2, self.channels, *self.image_size, generator=generator)
+        return noise.to(weight.device, weight.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoTowers:
+    """What a model of two towers (CLIP, SigLIP) offers besides the maps of its towers."""
+
+    vision: Callable[[nn.Module], TowerParts]
+    """The map of the vision tower, given the whole model."""
+    text: Callable[[nn.Module], TowerParts]
+    """The map of the text tower, given the whole model."""
+    logit_scale: Callable[[], Tensor]
+    """Factor on the cosine as it is now, already exponentiated."""
+    logit_bias: Callable[[], Tensor | None] = lambda: None
+    """What is added to the scaled cosine (SigLIP)."""
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """What the model was trained with: softmax over the texts of a batch, or one sigmoid per pair."""
+    encode_ids: Callable[[Any, list[str], int], Tensor] | None = None
+    """(tokenizer, texts, longest) -> token ids `[row token]`; None: a Hugging Face tokenizer, padded to the longest
+    text of the batch."""

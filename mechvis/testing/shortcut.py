@@ -171,7 +171,7 @@ def shortcut_parts(model: ShortcutViT) -> TowerParts:
         d_model=D_MODEL,
         ln_final=identity,
         reads=(0,),
-        norm_first=True,
+        norm="tokens",
         pool=lambda tokens: tokens[:, 0],
         head=model.classifier,
         image_size=(GRID, GRID),

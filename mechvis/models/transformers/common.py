@@ -1,0 +1,136 @@
+"""What the maps of Hugging Face models share: attention with separate projections, the two-layer MLP, names.
+
+Everything that decides numbers (activation, eps, attention implementation, pooling) is read from the live modules.
+"""
+
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from mechvis.models.parts import AttentionParts, BlockParts
+
+
+def linear_weight(linear: nn.Module) -> Tensor:
+    """`[out in]` weight of a linear layer as it acts now, adapters included (LoRA: base + scaled product)."""
+    if hasattr(linear, "get_delta_weight"):
+        base = linear.get_base_layer().weight
+        active = [name for name in linear.active_adapters if name in linear.lora_A]
+        if not linear.merged and not linear.disable_adapters:
+            return base + sum((linear.get_delta_weight(name) for name in active), torch.zeros_like(base))
+        return base
+    return linear.weight
+
+
+def linear_bias(linear: nn.Module) -> Tensor | None:
+    """Bias of a linear layer, adapters or not."""
+    return (linear.get_base_layer() if hasattr(linear, "get_base_layer") else linear).bias
+
+
+def attention(
+    module: nn.Module,
+    *,
+    n_heads: int,
+    d_head: int,
+    out: str,
+    scale: float,
+    causal: bool = False,
+    eager_softmax: torch.dtype | None = torch.float32,
+    **more: Any,
+) -> AttentionParts:
+    """Attention with `q_proj`, `k_proj`, `v_proj` and an output projection called `out`.
+
+    Args:
+        eager_softmax: type of the softmax in the family's `eager_attention_forward`; None: that of its input.
+        more: further fields of `AttentionParts` (rotate, bias).
+    """
+
+    def split(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (n_heads, d_head))
+
+    def q(x: Tensor) -> Tensor:
+        return split(module.q_proj(x))
+
+    def kv(x: Tensor) -> tuple[Tensor, Tensor]:
+        return split(module.k_proj(x)), split(module.v_proj(x))
+
+    def in_weights() -> tuple[Tensor, ...]:
+        linears = (module.q_proj, module.k_proj, module.v_proj)
+        return tuple(rearrange(linear_weight(m), "(h e) d -> h d e", h=n_heads) for m in linears)
+
+    def in_biases() -> tuple[Tensor | None, ...]:
+        biases = [linear_bias(m) for m in (module.q_proj, module.k_proj, module.v_proj)]
+        return tuple(None if b is None else rearrange(b, "(h e) -> h e", h=n_heads) for b in biases)
+
+    project = getattr(module, out)
+    return AttentionParts(
+        n_heads=n_heads,
+        d_head=d_head,
+        q=q,
+        kv=kv,
+        out=project,
+        out_weight=lambda: rearrange(linear_weight(project), "d (h e) -> h e d", h=n_heads),
+        out_bias=lambda: linear_bias(project),
+        in_weights=in_weights,
+        in_biases=in_biases,
+        scale=scale,
+        fused=lambda: module.config._attn_implementation != "eager",
+        causal=causal,
+        eager_softmax=eager_softmax,
+        **more,
+    )
+
+
+def block(layer: nn.Module, *, attn: AttentionParts, ln1: str, ln2: str, **more: Any) -> BlockParts:
+    """A block with norms called `ln1` and `ln2` and an MLP of `fc1`, `activation_fn`, `fc2`; `more` are further fields
+    of `BlockParts`."""
+    mlp = layer.mlp
+    return BlockParts(
+        ln1=getattr(layer, ln1),
+        attn=attn,
+        ln2=getattr(layer, ln2),
+        mlp_in=mlp.fc1,
+        act=mlp.activation_fn,
+        mlp_out=mlp.fc2,
+        mlp_out_weight=lambda: linear_weight(mlp.fc2).T,
+        mlp_out_bias=lambda: linear_bias(mlp.fc2),
+        d_mlp=linear_weight(mlp.fc1).shape[0],
+        **more,
+    )
+
+
+def block_aliases(prefix: str, n_layers: int, native: dict[str, str]) -> dict[str, str]:
+    """Native module path -> site for every block; `native` maps a path inside a block to a site inside a block."""
+    return {
+        f"{prefix}.{layer}{'.' + path if path else ''}": f"blocks.{layer}.{site}"
+        for layer in range(n_layers)
+        for path, site in native.items()
+    }
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """(height, width) from a number or a pair."""
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+def labels(config: Any) -> tuple[str, ...]:
+    """Class names in a model's config."""
+    names = getattr(config, "id2label", None) or {}
+    return tuple(str(names[key]) for key in sorted(names, key=int))
+
+
+def interpolated(pixels: Tensor, size: tuple[int, int]) -> dict[str, bool]:
+    """Keyword for models that interpolate their positions only when told: yes for images of another size."""
+    return {"interpolate_pos_encoding": True} if tuple(pixels.shape[2:]) != size else {}
+
+
+def processor(kind: str, **settings: Any) -> Any:
+    """(height, width) -> an image processor of transformers (PIL backend) of a class, resizing to exactly this size."""
+
+    def make(size: tuple[int, int]) -> Any:
+        import transformers
+
+        return getattr(transformers, kind)(size={"height": size[0], "width": size[1]}, **settings)
+
+    return make
