@@ -7,11 +7,13 @@ name                   what it is for
 `rand_vit`             F1: a random ViT with every bias and gain non-trivial, in float64: for identities
 `ShortcutViT`          F2: a ViT with a background shortcut in a known head, and its data: for CIGMA
 `hand_wired_vit`       a Hugging Face ViT where one planted head does everything and three loud heads do nothing
+`check_family`         everything that must hold for a model family: for our maps, and for one that you write
 `assert_untouched`     a context manager: the model leaves as it came, whatever happened inside
 `assert_close`         equality within a stated tolerance, relative to the size of what is expected
 =====================  =============================================================================================
 """
 
+from mechvis.testing.conformance import Conformance, check_family
 from mechvis.testing.hand_wired import hand_wired_images, hand_wired_vit
 from mechvis.testing.shortcut import (
     ShortcutImages,
@@ -26,11 +28,13 @@ from mechvis.testing.untouched import assert_close, assert_untouched
 from mechvis.testing.words import Words
 
 __all__ = [
+    "Conformance",
     "ShortcutImages",
     "ShortcutViT",
     "Words",
     "assert_close",
     "assert_untouched",
+    "check_family",
     "hand_wired_images",
     "hand_wired_vit",
     "rand_vit",
