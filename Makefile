@@ -5,11 +5,14 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+TOWERS := .venv-towers
+TOWERS_RUN := $(TOWERS)/bin/python
+TOWERS_INSTALLED := $(TOWERS)/.installed
 DEMO := demo
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow bench lint format clean
+.PHONY: help setup demo test towers slow families bench lint format clean
 
 help:            ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1@/p' $(MAKEFILE_LIST) | awk -F@ '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -31,8 +34,25 @@ demo: $(INSTALLED)    ## the main job: CIGMA head sweep of the bundled classifie
 test: $(INSTALLED)    ## the tests, without the slow ones (one file: make test TESTS=tests/test_package.py)
 	$(RUN) -m pytest -m "not slow" $(TESTS)
 
-slow: $(INSTALLED)    ## the slow tests
+# timm, open_clip and torchvision live in an environment of their own, laid over the first one: a torchvision that does
+# not fit the build of torch breaks `import transformers`, and must not do so where everything else is tested.
+$(TOWERS_INSTALLED): $(INSTALLED)
+	$(PYTHON) -m venv $(TOWERS)
+	@$(RUN) -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$($(TOWERS_RUN) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
+	$(RUN) -m pip --python $(TOWERS_RUN) install --quiet -c constraints.txt --group towers
+	@touch $@
+
+towers: $(TOWERS_INSTALLED)   ## the tests of timm, open_clip and torchvision models, in a second environment
+	$(TOWERS_RUN) -m pytest -m "not slow" tests/towers $(TESTS)
+
+slow: $(INSTALLED) $(TOWERS_INSTALLED)   ## the slow tests of both environments
 	$(RUN) -m pytest -m slow $(TESTS)
+	$(TOWERS_RUN) -m pytest -m slow tests/towers
+
+families: $(INSTALLED) $(TOWERS_INSTALLED)   ## measure every model family anew and write docs/families.md
+	$(RUN) -m pytest -m "not slow" tests/mechvis/models/test_families.py --families-table
+	$(TOWERS_RUN) -m pytest -m "not slow" tests/towers/test_families.py --families-table
 
 bench: $(INSTALLED)   ## timings side by side with a plain loop and with transformer_lens
 	$(RUN) -m benchmarks
@@ -47,5 +67,5 @@ format: $(INSTALLED)  ## rewrite files in the house style
 	$(RUN) -m ruff format .
 
 clean:           ## remove what the other targets made, the environment included
-	rm -rf $(VENV) $(DEMO) build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(TOWERS) $(DEMO) build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

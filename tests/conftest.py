@@ -1,6 +1,8 @@
 """Set-up for every test: one thread, fixed seeds, quiet and reproducible property tests."""
 
+import importlib.util
 import random
+from pathlib import Path
 
 import hypothesis
 import numpy as np
@@ -32,3 +34,30 @@ def _seeded():
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  what code under test might draw from by mistake
     torch.manual_seed(0)
+
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser):
+    parser.addoption("--families-table", action="store_true", help="write docs/families.md from what is measured")
+
+
+def pytest_report_header():
+    if importlib.util.find_spec("timm") is None:
+        return "tests/towers (timm, open_clip, torchvision models) run in the second environment: make towers"
+    return None
+
+
+@pytest.fixture(scope="session")
+def families_table(request):
+    """Rows of the table of model families, by source and model, as they are measured."""
+    from mechvis.files import write_text
+    from mechvis.testing.families import add_rows, render
+
+    measured = {}
+    yield measured
+    if request.config.getoption("--families-table"):
+        for source, rows in measured.items():
+            table = add_rows(ROOT / "docs" / "families.json", source, rows)
+        write_text(ROOT / "docs" / "families.md", render(table))

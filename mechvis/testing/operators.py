@@ -1,8 +1,8 @@
 """For machines where torchvision's wheel does not match the build of torch (a CUDA wheel beside a CPU torch).
 
-Its compiled operators then cannot load, `import torchvision` raises "operator torchvision::nms does not exist", and timm,
-open_clip and transformers fail with it (pytorch/vision #9085, #9077). Declaring the schemas of two operators before the
-first import is enough for everything but detection models. Where torchvision works, nothing is done.
+Its compiled operators then cannot load: `import torchvision` raises "operator torchvision::nms does not exist", and
+timm, open_clip and transformers fail with it (pytorch/vision #9085, #9077). Declaring the schemas of two operators
+before the first import is enough for everything but detection models. Where torchvision works, nothing is done.
 """
 
 import importlib.machinery

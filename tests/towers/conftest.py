@@ -14,11 +14,10 @@ else:
 
 
 def pytest_report_header():
-    if PRESENT:
-        import open_clip
-        import timm
-        import torchvision
+    if not PRESENT:
+        return None
+    import open_clip
+    import timm
+    import torchvision
 
-        versions = [f"{m.__name__} {m.__version__}" for m in (timm, open_clip, torchvision)]
-        return f"second environment: {', '.join(versions)}"
-    return "tests/towers (timm, open_clip, torchvision) belong to the second environment: make towers"
+    return f"second environment: {', '.join(f'{m.__name__} {m.__version__}' for m in (timm, open_clip, torchvision))}"
