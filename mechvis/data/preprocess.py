@@ -126,6 +126,8 @@ class Preprocess:
         """
         if (height, width) == (self.height, self.width):
             return self
+        if hasattr(self.processor, "at_size"):
+            return self.processor.at_size(height, width, self)
         processor = copy.deepcopy(self.processor)
         if not hasattr(processor, "to_dict"):
             raise BadImages(
