@@ -56,10 +56,10 @@ def scores_of(
 
 
 def pattern_of(attn: AttentionParts, scores: Pattern) -> Pattern:
-    """Softmax over keys: in float32 for low-precision models, float64 stays float64, unless the user's model computes
-    attention explicitly and has its own way (Hugging Face rounds float64 to float32 there)."""
-    work = None if attn.fused() else attn.eager_softmax
-    work = torch.promote_types(scores.dtype, torch.float32) if work is None else work
+    """Softmax over keys. A model that computes attention explicitly has its own way: the type of its scores, or a fixed
+    one (Hugging Face rounds float64 to float32 there). In the place of fused attention: float32 for low-precision
+    models, float64 stays float64."""
+    work = torch.promote_types(scores.dtype, torch.float32) if attn.fused() else attn.eager_softmax
     return F.softmax(scores, dim=-1, dtype=work).to(scores.dtype)
 
 

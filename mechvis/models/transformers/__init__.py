@@ -11,7 +11,7 @@ from torch import nn
 
 from mechvis.errors import UnsupportedModel
 from mechvis.models.parts import TowerParts, TwoTowers
-from mechvis.models.transformers import clip, vit
+from mechvis.models.transformers import beit, clip, dino, mae, siglip, vit
 from mechvis.models.transformers.common import linear_weight
 
 MAPS: dict[str, Callable[[nn.Module], TowerParts]] = {
@@ -25,10 +25,29 @@ MAPS: dict[str, Callable[[nn.Module], TowerParts]] = {
     "CLIPForImageClassification": clip.classifier,
     "CLIPTextModel": clip.text,
     "CLIPTextModelWithProjection": clip.text,
+    "ViTMAEModel": mae.mae,
+    "ViTMAEForPreTraining": mae.mae,
+    "BeitModel": beit.beit,
+    "BeitForImageClassification": beit.beit,
+    "SiglipVisionModel": siglip.vision,
+    "SiglipForImageClassification": siglip.vision,
+    "SiglipTextModel": siglip.text,
+    "Siglip2Model": siglip.variable_patches,
+    "Siglip2VisionModel": siglip.variable_patches,
+    "Siglip2ForImageClassification": siglip.variable_patches,
+    "Siglip2TextModel": siglip.text,
+    "Dinov2Model": dino.dinov2,
+    "Dinov2ForImageClassification": dino.dinov2,
+    "Dinov2WithRegistersModel": dino.dinov2,
+    "Dinov2WithRegistersForImageClassification": dino.dinov2,
+    "DINOv3ViTModel": dino.dinov3,
 }
 """Class of transformers -> the map of its towers."""
 
-PAIRS: dict[str, Callable[[nn.Module], TwoTowers]] = {"CLIPModel": clip.two_towers}
+PAIRS: dict[str, Callable[[nn.Module], TwoTowers]] = {
+    "CLIPModel": clip.two_towers,
+    "SiglipModel": siglip.two_towers,
+}
 """Class of transformers -> its two towers."""
 
 

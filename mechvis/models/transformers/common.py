@@ -83,21 +83,31 @@ def attention(
 
 
 def block(layer: nn.Module, *, attn: AttentionParts, ln1: str, ln2: str, **more: Any) -> BlockParts:
-    """A block with norms called `ln1` and `ln2` and an MLP of `fc1`, `activation_fn`, `fc2`; `more` are further fields
-    of `BlockParts`."""
-    mlp = layer.mlp
-    return BlockParts(
-        ln1=getattr(layer, ln1),
-        attn=attn,
-        ln2=getattr(layer, ln2),
-        mlp_in=mlp.fc1,
-        act=mlp.activation_fn,
-        mlp_out=mlp.fc2,
-        mlp_out_weight=lambda: linear_weight(mlp.fc2).T,
-        mlp_out_bias=lambda: linear_bias(mlp.fc2),
-        d_mlp=linear_weight(mlp.fc1).shape[0],
-        **more,
-    )
+    """A block with norms called `ln1` and `ln2` and an MLP called `mlp`; `more` are further fields of `BlockParts`."""
+    return BlockParts(ln1=getattr(layer, ln1), attn=attn, ln2=getattr(layer, ln2), **mlp_fields(layer.mlp), **more)
+
+
+def mlp_fields(mlp: nn.Module) -> dict[str, Any]:
+    """Fields of `BlockParts` for an MLP of `fc1`, `activation_fn`, `fc2`, or of `up_proj`, `act_fn`, `down_proj` with a
+    `gate_proj` where it is gated (SwiGLU)."""
+    if hasattr(mlp, "fc1"):
+        up, act, down = mlp.fc1, mlp.activation_fn, mlp.fc2
+    else:
+        up, act, down = mlp.up_proj, mlp.act_fn, mlp.down_proj
+    gate = getattr(mlp, "gate_proj", None)
+
+    def gate_and_linear(x: Tensor) -> tuple[Tensor, Tensor]:
+        return gate(x), up(x)
+
+    return {
+        "mlp_in": up if gate is None else gate_and_linear,
+        "act": act,
+        "gated": gate is not None,
+        "mlp_out": down,
+        "mlp_out_weight": lambda: linear_weight(down).T,
+        "mlp_out_bias": lambda: linear_bias(down),
+        "d_mlp": linear_weight(up).shape[0],
+    }
 
 
 def block_aliases(prefix: str, n_layers: int, native: dict[str, str]) -> dict[str, str]:

@@ -1,9 +1,27 @@
 """ViT and DeiT, plain and distilled."""
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor, nn
 
-from mechvis.models.parts import BlockParts, TowerParts
+from mechvis.models.parts import TowerParts
 from mechvis.models.transformers.common import attention, block, block_aliases, interpolated, labels, pair, processor
+
+NATIVE = {
+    "": "hook_resid_post",
+    "attention": "hook_attn_out",
+    "attention.o_proj": "hook_attn_out",
+    "attention.q_proj": "attn.hook_q",
+    "attention.k_proj": "attn.hook_k",
+    "attention.v_proj": "attn.hook_v",
+    "layernorm_before": "ln1.hook_normalized",
+    "layernorm_after": "ln2.hook_normalized",
+    "mlp": "hook_mlp_out",
+    "mlp.fc1": "mlp.hook_pre",
+    "mlp.fc2": "hook_mlp_out",
+}
+"""Path inside a layer -> site inside a block, for the models that are laid out as ViT."""
 
 
 def vit(model: nn.Module) -> TowerParts:
@@ -11,7 +29,7 @@ def vit(model: nn.Module) -> TowerParts:
     `DeiTForImageClassificationWithTeacher` (whose logits are the mean of two heads)."""
     name = "deit" if hasattr(model, "deit") or type(model).__name__.startswith("DeiT") else "vit"
     base = getattr(model, name, model)
-    blocks, native = _vit_like(base)
+    blocks = blocks_of(base)
     embeddings, config = base.embeddings, base.config
     prefix = ("cls", "distillation") if name == "deit" else ("cls",)
     n_prefix = len(prefix)
@@ -60,7 +78,7 @@ def vit(model: nn.Module) -> TowerParts:
         if name == "deit"
         else processor("ViTImageProcessorPil"),
         aliases={
-            **block_aliases(f"{path}layers", len(blocks), native),
+            **block_aliases(f"{path}layers", len(blocks), NATIVE),
             f"{path}embeddings": "hook_embed",
             f"{path}layernorm": "ln_final.hook_normalized",
             **({"classifier": "hook_logits"} if hasattr(model, "classifier") else {}),
@@ -68,31 +86,19 @@ def vit(model: nn.Module) -> TowerParts:
     )
 
 
-def _vit_like(base: nn.Module) -> tuple[tuple[BlockParts, ...], dict[str, str]]:
-    """Blocks of ViT and DeiT, which share their layout."""
+def blocks_of(base: nn.Module, more: Callable[[nn.Module], dict[str, Any]] = lambda layer: {}) -> tuple:
+    """Blocks of the models that are laid out as ViT; `more` gives further fields of `BlockParts` for a layer (its entry
+    `bias` goes to the attention)."""
     blocks = []
     for layer in base.layers:
-        module = layer.attention
+        module, fields = layer.attention, dict(more(layer))
         attn = attention(
             module,
             n_heads=module.num_attention_heads,
             d_head=module.head_dim,
             out="o_proj",
             scale=module.scaling,
-            causal=False,
+            bias=fields.pop("bias", None),
         )
-        blocks.append(block(layer, attn=attn, ln1="layernorm_before", ln2="layernorm_after"))
-    native = {
-        "": "hook_resid_post",
-        "attention": "hook_attn_out",
-        "attention.o_proj": "hook_attn_out",
-        "attention.q_proj": "attn.hook_q",
-        "attention.k_proj": "attn.hook_k",
-        "attention.v_proj": "attn.hook_v",
-        "layernorm_before": "ln1.hook_normalized",
-        "layernorm_after": "ln2.hook_normalized",
-        "mlp": "hook_mlp_out",
-        "mlp.fc1": "mlp.hook_pre",
-        "mlp.fc2": "hook_mlp_out",
-    }
-    return tuple(blocks), native
+        blocks.append(block(layer, attn=attn, ln1="layernorm_before", ln2="layernorm_after", **fields))
+    return tuple(blocks)

@@ -13,41 +13,59 @@ from mechvis.testing import assert_close, assert_untouched, rand_vit, tiny, tiny
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
-def towers(family, **options):
-    """(bare model, tower, its layers, input, the bare model's own answer) for each tower of a family."""
-    bare = tiny(family, **options)
-    model = wrap(bare, preprocess=tiny_preprocess())
-    dtype = options.get("dtype", torch.float32)
-    if family == "clip":
-        yield (
-            bare,
-            model.vision,
-            bare.vision_model.encoder.layers,
-            tiny_input("clip", dtype=dtype),
-            lambda x: bare.get_image_features(x).pooler_output,
-        )
-        yield (
-            bare,
-            model.text,
-            bare.text_model.encoder.layers,
-            tiny_input("clip-text"),
-            lambda x: bare.get_text_features(x).pooler_output,
-        )
-        return
-    inner = {"vit": "vit", "deit": "deit", "deit-distilled": "deit"}.get(family)
-    base = getattr(bare, inner) if inner else bare
-    for name in ("vision_model", "text_model"):
-        base = getattr(base, name, base)
-    layers = base.encoder.layers if hasattr(base, "encoder") else base.layers
+def layers_of(module):
+    """The blocks of a bare tower, wherever its family keeps them."""
+    for name in ("vit", "deit", "beit", "dinov2", "dinov2_with_registers", "vision_model", "text_model"):
+        module = getattr(module, name, module)
+    for name in ("encoder", "model"):
+        module = getattr(module, name, module)
+    return module.layers if hasattr(module, "layers") else module.layer
+
+
+def answer_of(bare):
+    """What the bare model itself says, in one tensor."""
 
     def answer(x):
         out = bare(x)
         for field in ("logits", "image_embeds", "text_embeds", "pooler_output"):
             if getattr(out, field, None) is not None:
                 return getattr(out, field)
-        raise AssertionError(f"no answer in {type(out).__name__}")
+        return out.last_hidden_state.mean(1)  # SigLIP without its pooling head
 
-    yield bare, model, layers, tiny_input(family, dtype=dtype), answer
+    def unmasked(x):
+        encoder = getattr(bare, "vit", bare)
+        ratio, encoder.config.mask_ratio = encoder.config.mask_ratio, 0.0
+        rising = torch.linspace(0, 1, encoder.embeddings.patch_embeddings.num_patches).expand(len(x), -1)
+        try:
+            return encoder(x, noise=rising).last_hidden_state[:, 0]
+        finally:
+            encoder.config.mask_ratio = ratio
+
+    return unmasked if type(bare).__name__.startswith("ViTMAE") else answer
+
+
+def towers(family, **options):
+    """(bare model, tower, its layers, input, the bare model's own answer) for each tower of a family."""
+    bare = tiny(family, **options)
+    model = wrap(bare, preprocess=tiny_preprocess())
+    dtype = options.get("dtype", torch.float32)
+    if not hasattr(model, "vision"):
+        yield bare, model, layers_of(bare), tiny_input(family, dtype=dtype), answer_of(bare)
+        return
+    yield (
+        bare,
+        model.vision,
+        layers_of(bare.vision_model),
+        tiny_input(family, dtype=dtype),
+        lambda x: bare.get_image_features(x).pooler_output,
+    )
+    yield (
+        bare,
+        model.text,
+        layers_of(bare.text_model),
+        tiny_input(f"{family}-text"),
+        lambda x: bare.get_text_features(x).pooler_output,
+    )
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
