@@ -43,12 +43,12 @@ def bare_loop(bare: nn.Module, pixels: Tensor, heads: Heads, metric: Callable[[T
     return torch.stack(values)
 
 
-def bridge(bare: nn.Module) -> Any:
+def bridge(bare: nn.Module, *, copied: bool = True) -> Any:
     """transformer_lens' wrapper, around a copy: it replaces the modules of the model that it is given."""
     import huggingface_hub
     from transformer_lens.model_bridge import TransformerBridge
 
-    model = copy.deepcopy(bare)
+    model = copy.deepcopy(bare) if copied else bare
     # It recognises a model by this entry, which a model made in memory does not have.
     model.config.architectures = [type(bare).__name__]
     # It asks the hub for files that are not needed here, and again and again where there is no network.

@@ -125,14 +125,14 @@ def wrap(
     """Wrap a module that is in memory; `family` overrides the search for a map."""
     from mechvis.hooked import HookedViT
 
+    if isinstance(bare, HookedViT):
+        raise BadData(f"this model is wrapped already: {bare.title or bare.parts.family}. Use it as it is.")
     inner = bare.get_base_model() if hasattr(bare, "get_base_model") else bare
-    sources = [] if family is not None else sources_of(inner)
-    for found in sources:
-        if (towers := found.two_towers(inner)) is not None:
-            more = {"preprocess": preprocess, "title": title, "source": source, "tokenizer": tokenizer}
-            return _wrap_two(bare, inner, towers, image_size=image_size, **more)
-    family = family or _family(inner, sources)
-    parts = family(inner)
+    found = family or find(inner)
+    if isinstance(found, TwoTowers):
+        more = {"preprocess": preprocess, "title": title, "source": source, "tokenizer": tokenizer}
+        return _wrap_two(bare, inner, found, image_size=image_size, **more)
+    family, parts = found, found(inner)
     if parts.modality == "image":
         parts, preprocess = _preprocess(preprocess, _sized(parts, image_size), inner, source, image_size)
     model = HookedViT(bare, parts, preprocess=preprocess if parts.modality == "image" else None, name=title)
@@ -193,16 +193,17 @@ def _place(name: str) -> tuple[str, str]:
     raise unknown("model", name, [*zoo.names(), *kinds, "<folder>"])
 
 
-def _family(module: nn.Module, sources: list[ModuleType]) -> Callable[[nn.Module], TowerParts]:
-    for source in sources:
-        if (family := source.family_of(module)) is not None:
-            return family
-    from importlib.metadata import entry_points
+def find(module: nn.Module) -> Callable[[nn.Module], TowerParts] | TwoTowers:
+    """The map for a module: ours for a class that an upstream package wrote; for a class of somebody else's, which may
+    inherit from one of those and compute something else, first the maps that installed packages offer.
 
-    for point in entry_points(group="mechvis.families"):
-        accepts, parts_of = point.load()
-        if accepts(module):
-            return parts_of
+    Raises:
+        UnsupportedModel: nobody knows it; says which module could not be placed and how to write the map.
+    """
+    ours = type(module).__module__.partition(".")[0] in PACKAGES
+    for search in (_upstream, _external) if ours else (_external, _upstream):
+        if (found := search(module)) is not None:
+            return found
     children = ", ".join(f"{name}: {type(child).__name__}" for name, child in list(module.named_children())[:8])
     raise UnsupportedModel(
         f"no family knows {type(module).__module__}.{type(module).__name__}; it could not be placed. Its children are: "
@@ -210,6 +211,31 @@ def _family(module: nn.Module, sources: list[ModuleType]) -> Callable[[nn.Module
         "(mechvis/models/torchvision.py is a short example) and pass it: "
         "mechvis.models.load.wrap(module, family=my_parts), or register it in the entry-point group mechvis.families."
     )
+
+
+def _upstream(module: nn.Module) -> Callable[[nn.Module], TowerParts] | TwoTowers | None:
+    for source in sources_of(module):
+        if (found := source.two_towers(module)) is not None or (found := source.family_of(module)) is not None:
+            return found
+    return None
+
+
+def _external(module: nn.Module) -> Callable[[nn.Module], TowerParts] | None:
+    """From the entry-point group `mechvis.families`: pairs of a test and a map."""
+    from importlib.metadata import entry_points
+
+    for point in entry_points(group="mechvis.families"):
+        try:
+            accepts, parts_of = point.load()
+        except Exception as error:
+            raise UnsupportedModel(
+                f"the family {point.name!r} that the package {getattr(point.dist, 'name', '?')} offers under "
+                f"{point.value!r} cannot be loaded ({error!r}); it must be a pair (accepts, parts). Mend or remove "
+                "that package."
+            ) from error
+        if accepts(module):
+            return parts_of
+    return None
 
 
 def _sized(parts: TowerParts, image_size: int | tuple[int, int] | None) -> TowerParts:
@@ -267,8 +293,7 @@ def check_parity(model: Any, *, seed: int = 0) -> Parity:
     with torch.no_grad():
         expected = parts.reference(inputs)
         plain = _difference(model(inputs), expected)
-        everything = [name for name in model.graph.names if not name.endswith("hook_result")]
-        hooked = _difference(model.run(inputs, capture=everything, check_finite=False).output, expected)
+        hooked = _difference(_with_every_site(model, inputs), expected)
     parity = Parity(plain, hooked, str(model.dtype).removeprefix("torch."))
     allowed = TOLERANCE.get(model.dtype, 1e-5)
     if not (plain <= allowed and hooked <= max(allowed, 1e-5)):
@@ -278,6 +303,26 @@ def check_parity(model: Any, *, seed: int = 0) -> Parity:
         )
     model.__dict__["parity"] = parity
     return parity
+
+
+def _with_every_site(model: Any, inputs: Tensor) -> Tensor:
+    """Output of a run that goes by every site, attention explicit; values are not kept, which would take more memory
+    than the weights."""
+    from mechvis.cache import Cache
+    from mechvis.plan import plan
+    from mechvis.run import Active
+
+    class Forgetful(Cache):
+        def _put(self, name: str, value: Tensor) -> None:
+            pass
+
+    sites = frozenset(name for name in model.graph.names if not name.endswith("hook_result"))
+    nothing = plan([], model.graph, model.parts.prefix)
+    active = Active(
+        plan=nothing, capture=sites, cache=Forgetful(model.graph), owner=model, keep_graph=False, check_finite=False
+    )
+    with model._running(active):
+        return model(inputs)
 
 
 def _difference(ours: Tensor, theirs: Tensor) -> float:

@@ -1,7 +1,9 @@
 """What `load` accepts and refuses, and what it says."""
 
+import sys
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,6 +15,7 @@ from mechvis.clip import HookedCLIP
 from mechvis.data.preprocess import Preprocess
 from mechvis.errors import (
     BadData,
+    BadImages,
     DefaultPreprocessing,
     MechvisError,
     ParityError,
@@ -26,6 +29,7 @@ from mechvis.testing import (
     ShortcutViT,
     assert_close,
     assert_untouched,
+    check_family,
     shortcut_images,
     shortcut_parts,
     shortcut_preprocess,
@@ -41,9 +45,10 @@ def test_wrapping_and_running_leaves_the_module_untouched(family):
     bare = tiny(family)
     with assert_untouched(bare):
         model = mechvis.load(bare, preprocess=tiny_preprocess())
-        assert isinstance(model, HookedCLIP if family == "clip" else HookedViT)
-        for tower in (model.vision, model.text) if family == "clip" else (model,):
-            inputs = tiny_input("clip-text" if tower.parts.modality == "text" else "vit")
+        two = family in ("clip", "siglip")
+        assert isinstance(model, HookedCLIP if two else HookedViT)
+        for tower in (model.vision, model.text) if two else (model,):
+            inputs = tower.parts.example_batch(bare, torch.Generator().manual_seed(4))
             tower.run(inputs, capture="*")
             tower.run_with_cache(inputs)
             assert tower.parity.plain == 0 and tower.parity.hooked < 1e-5
@@ -251,3 +256,77 @@ def test_every_load_error_is_ours():
     for bad in ("nothing-here", nn.Identity().eval()):
         with pytest.raises(MechvisError):
             mechvis.load(bad)
+
+
+def _install(folder, value, code):
+    """A package that offers a family, as pip would leave it."""
+    (folder / "other_vit.py").write_text(code)
+    info = folder / "other_vit-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-vit\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[mechvis.families]\nshortcut = {value}\n")
+
+
+def test_family_of_an_installed_package(tmp_path, monkeypatch):
+    code = (
+        "from mechvis.testing import ShortcutViT, shortcut_parts\n"
+        "FAMILY = (lambda module: isinstance(module, ShortcutViT), shortcut_parts)\n"
+    )
+    _install(tmp_path, "other_vit:FAMILY", code)
+    monkeypatch.syspath_prepend(tmp_path)
+    model = mechvis.load(ShortcutViT(), preprocess=shortcut_preprocess())
+    assert model.parity.plain == 0 and model.family is shortcut_parts
+    assert mechvis.load(tiny("vit"), preprocess=tiny_preprocess()).parts.family == "Hugging Face ViT"
+    check_family(ShortcutViT(), preprocess=shortcut_preprocess())
+
+
+def test_family_that_cannot_be_imported_is_named(tmp_path, monkeypatch):
+    _install(tmp_path, "other_vit:GONE", "")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UnsupportedModel, match=r"'shortcut' that the package other-vit offers under 'other_vit:GONE'"):
+        mechvis.load(ShortcutViT())
+    assert mechvis.load(tiny("vit"), preprocess=tiny_preprocess()).parity.plain == 0  # ours need no other package
+
+
+def test_package_has_its_say_about_its_own_subclass(tmp_path, monkeypatch):
+    bare = tiny("vit")
+    bare.__class__ = _Shifted
+    code = (
+        "from dataclasses import replace\n"
+        "from mechvis.models.transformers.vit import vit\n"
+        "def parts(module):\n"
+        "    found = vit(module)\n"
+        "    return replace(found, head=lambda x: found.head(x) * 1.01)\n"
+        "FAMILY = (lambda module: type(module).__name__ == '_Shifted', parts)\n"
+    )
+    _install(tmp_path, "other_vit:FAMILY", code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "other_vit", raising=False)
+    assert mechvis.load(bare, preprocess=tiny_preprocess()).parity.plain < 1e-6
+
+
+def test_wrapping_twice_is_refused():
+    model = wrap(tiny("vit"), preprocess=tiny_preprocess())
+    with pytest.raises(BadData, match="wrapped already"):
+        mechvis.load(model)
+
+
+@pytest.mark.parametrize("size", [20, (16, 24)])
+def test_other_image_size_with_its_processor(size):
+    high, wide = (size, size) if isinstance(size, int) else size
+    bare = tiny("vit")
+    with assert_untouched(bare):
+        model = mechvis.load(bare, preprocess=tiny_preprocess(), image_size=size)
+        assert (model.preprocess.height, model.preprocess.width) == (high, wide) == model.parts.image_size
+        assert model.graph["hook_embed"].sizes[1] == (high // 4) * (wide // 4) + 1
+        images = [np.full((30, 40, 3), 90, np.uint8)]
+        pixels = model.preprocess(images)
+        assert pixels.shape[2:] == (high, wide)
+        assert torch.equal(model.run(pixels).logits, bare(pixels, interpolate_pos_encoding=True).logits)
+    with pytest.raises(BadImages, match=r"expected images of .* pixels"):
+        model.run(tiny_input("vit"))
+
+
+def test_size_that_makes_no_patch():
+    with pytest.raises(BadData, match="smaller than one patch"):
+        mechvis.load(tiny("vit"), preprocess=tiny_preprocess(), image_size=3)
