@@ -10,7 +10,7 @@ on every module it can reach), and nothing of it is hooked, copied or replaced.
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,7 +38,7 @@ def _hooked(point: HookPoint) -> bool:
 
 def _gradient_asked(name: str, active: Active | None) -> bool:
     """Is a by-product (head result, norm scale) captured with its graph? Then the output is computed from it."""
-    return active is not None and active.keep_graph and name in active.capture
+    return active is not None and active.keep_graph and active.looks_at(name)
 
 
 def _statistics(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,7 +146,7 @@ class HookedViT(HookedRootModule):
             x = x.detach().requires_grad_(True)
         x = self._at("hook_embed", self.hook_embed, x, active) if start == 0 else x
         for layer in range(start, n_layers if stop is None else stop):
-            if (active is not None and layer in active.layers) or any(map(_hooked, self.blocks[layer].points)):
+            if (active is not None and active.enters(layer)) or any(map(_hooked, self.blocks[layer].points)):
                 x = self._block(layer, x, active, layout)
             else:
                 x = plain.plain(self.parts.blocks[layer], x, layout)
@@ -172,8 +172,8 @@ class HookedViT(HookedRootModule):
         parts, sites, at = self.parts.blocks[layer], self.blocks[layer], f"blocks.{layer}."
         x = self._at(at + "hook_resid_pre", sites.hook_resid_pre, x, active)
         normal = self._norm(at + "ln1.", sites.ln1, parts.ln1, x, active)
-        out = self._attention(parts.attn, sites.attn, at + "attn.", plain.project(parts.attn, normal), active, layout)
-        out = plain.scaled(parts.scale1, out)
+        projected = plain.project(parts.attn, normal)
+        out = self._attention(parts.attn, sites.attn, at + "attn.", projected, active, layout, parts.scale1)
         out = self._at(at + "hook_attn_out", sites.hook_attn_out, out, active)
         mid = self._at(at + "hook_resid_mid", sites.hook_resid_mid, out + x, active)
         out = self._mlp(parts, sites, at, mid, active)
@@ -203,6 +203,7 @@ class HookedViT(HookedRootModule):
         projected: tuple[Tensor, Tensor, Tensor],
         active: Active | None,
         layout: Layout = None,
+        scale: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         q, k, v = projected
         q = self._at(at + "hook_q", points.hook_q, q, active)
@@ -225,21 +226,24 @@ class HookedViT(HookedRootModule):
             z = plain.finish(attn, self._at(at + "hook_mix", points.hook_mix, z, active))
         z = self._at(at + "hook_z", points.hook_z, z, active)
         if self._wanted(at + "hook_result", points.hook_result, active):
-            result = einsum(z, attn.out_weight(), "row token head e, head e d -> row token head d")
+            asked = _gradient_asked(at + "hook_result", active)
+            result = einsum(z, points.W_O, "row token head e, head e d -> row token head d")
             version = version_of(result)
             edited = self._at(at + "hook_result", points.hook_result, result, active)
-            if edited is not result or version_of(edited) != version or _gradient_asked(at + "hook_result", active):
-                bias = attn.out_bias()
-                return edited.sum(2) if bias is None else edited.sum(2) + bias
-        return attn.out(plain.merge(z))
+            if edited is not result or version_of(edited) != version or asked:
+                write, bias = edited.sum(2), points.b_O
+                write = write if bias is None else write + bias
+                return write if points.scaled else plain.scaled(scale, write)
+        return plain.scaled(scale, attn.out(plain.merge(z)))
 
     def _norm(self, at: str, sites: Sites, norm: nn.Module, x: Tensor, active: Active | None) -> Tensor:
         normal = None
         if self._wanted(at + "hook_scale", sites.hook_scale, active):
+            asked = _gradient_asked(at + "hook_scale", active)
             centred, scale = _statistics(norm, x)
             version = version_of(scale)
             edited = self._at(at + "hook_scale", sites.hook_scale, scale, active)
-            if edited is not scale or version_of(edited) != version or _gradient_asked(at + "hook_scale", active):
+            if edited is not scale or version_of(edited) != version or asked:
                 normal = _gain_and_bias(norm, centred / edited)
         normal = norm(x) if normal is None else normal
         return self._at(at + "hook_normalized", sites.hook_normalized, normal, active)
@@ -281,14 +285,12 @@ class HookedViT(HookedRootModule):
         return x[torch.arange(len(x), device=x.device), reads(inputs)][:, None]
 
     def _at(self, name: str, point: HookPoint, x: Tensor, active: Active | None) -> Tensor:
-        """One site: the run's edits, then transformer_lens hooks, then the run's capture."""
+        """One site: the run's edits, then transformer_lens hooks, then the run's watcher and capture."""
         if active is not None:
             x = active.edit(name, x)
         if _hooked(point):
             x = point(x)
-        if active is not None:
-            active.seen(name, x)
-        return x
+        return x if active is None else active.seen(name, x)
 
     def _wanted(self, name: str, point: HookPoint, active: Active | None) -> bool:
         return _hooked(point) or (active is not None and active.wants(name))
@@ -592,14 +594,12 @@ class HookedViT(HookedRootModule):
     def accumulated_bias(self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True) -> Tensor:
         """Sum of output biases written before `layer` (transformer_lens' convention), `[d_model]`."""
         total = torch.zeros(self.parts.d_model, device=self.device, dtype=self.dtype)
-        for index, block in enumerate(
-            self.parts.blocks[: layer + (1 if mlp_input and layer < self.cfg.n_layers else 0)]
-        ):
-            if (bias := block.attn.out_bias()) is not None:
-                total = total + (bias if block.scale1 is None else block.scale1(bias))
+        for index, block in enumerate(self.blocks[: layer + (1 if mlp_input and layer < self.cfg.n_layers else 0)]):
+            if (bias := block.attn.b_O) is not None:
+                total = total + bias
             is_own_half = mlp_input and index == layer
-            if include_mlp_biases and not is_own_half and (bias := block.mlp_out_bias()) is not None:
-                total = total + (bias if block.scale2 is None else block.scale2(bias))
+            if include_mlp_biases and not is_own_half and (bias := block.mlp.b_out) is not None:
+                total = total + bias
         return total
 
     def tokens_to_residual_directions(self, classes: Tensor | int) -> Tensor:

@@ -7,7 +7,8 @@ other's edits, and an exception leaves nothing behind.
 import warnings
 from collections.abc import Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +19,18 @@ from mechvis.edits import Edit
 from mechvis.errors import EditNeverFired, EffectlessEdit, MechvisError, NotFinite
 from mechvis.models.parts import TowerParts
 from mechvis.plan import Plan
+
+
+class Watcher(Protocol):
+    """Somebody who looks at every site while the forward pass runs, and may change what goes on from there."""
+
+    def wants(self, name: str) -> bool:
+        """Is a site that is computed on demand (scores, pattern, head results, norm scales) wanted now?"""
+        ...
+
+    def visit(self, name: str, x: Tensor) -> Tensor:
+        """The activation as it goes on."""
+        ...
 
 
 @dataclass
@@ -31,6 +44,8 @@ class Active:
     """The tower the run belongs to: another wrapped model called inside it must not see these edits."""
     keep_graph: bool
     check_finite: bool = True
+    watcher: Watcher | None = None
+    """Called at every site, after the edits; no block takes the plain path then."""
     fired: dict[str, int] = field(default_factory=dict)
     changed: dict[str, bool] = field(default_factory=dict)
 
@@ -45,7 +60,19 @@ class Active:
 
     def wants(self, name: str) -> bool:
         """Is anything done here?"""
-        return name in self.sites
+        return name in self.sites or (self.watcher is not None and self.watcher.wants(name))
+
+    def looks_at(self, name: str) -> bool:
+        """Does somebody want to see the value here (and with a graph, its gradient)?"""
+        return name in self.capture or (self.watcher is not None and self.watcher.wants(name))
+
+    def enters(self, layer: int) -> bool:
+        """Is anything done inside this block?"""
+        return self.watcher is not None or layer in self.layers
+
+    def watched_by(self, watcher: Watcher) -> "Active":
+        """The same run with a watcher; both count the same edits as fired."""
+        return replace(self, watcher=watcher)
 
     def edit(self, name: str, x: Tensor) -> Tensor:
         """The activation after this site's edits."""
@@ -56,10 +83,12 @@ class Active:
         self.changed[name] = self.changed.get(name, False) or not torch.equal(new.detach(), x.detach())
         return new
 
-    def seen(self, name: str, x: Tensor) -> None:
-        """Keep the activation if it was asked for."""
+    def seen(self, name: str, x: Tensor) -> Tensor:
+        """Show the activation to the watcher, keep it if it was asked for, hand it on."""
+        if self.watcher is not None:
+            x = self.watcher.visit(name, x)
         if name not in self.capture:
-            return
+            return x
         if self.check_finite and not torch.isfinite(x.detach().sum()):
             allowed = name.endswith("hook_attn_scores")  # -inf marks future keys in causal towers
             bad = torch.isnan(x) if allowed else ~torch.isfinite(x)
@@ -70,6 +99,7 @@ class Active:
                     "Look at the input and at earlier sites; pass check_finite=False to capture anyway."
                 )
         self.cache._put(name, x if self.keep_graph else x.detach())
+        return x
 
     def finish(self, stacklevel: int = 3) -> None:
         """Raise or warn about edits that did not do what they say; by default at the caller of the caller."""

@@ -1,8 +1,12 @@
 """The hook points of a model as a tree of modules under transformer_lens' names, and the weights that belong to them.
 
 Nothing is computed here. The modules hold hook points only, never the user's own modules.
+
+Weights that write to the stream (W_O, b_O, W_out, b_out) are given as they act on it: with LayerScale, where a family
+has one. So `z @ W_O` summed over heads plus `b_O` is `hook_attn_out` in every family, as transformer_lens expects.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,16 +24,26 @@ class Sites(nn.Module):
             setattr(self, name, HookPoint())
 
 
+def _scaled(scale: Callable[[Tensor], Tensor] | None, weight: Tensor | None) -> Tensor | None:
+    """A weight after LayerScale; on a copy, since a family's LayerScale may work in place."""
+    return weight if scale is None or weight is None else scale(weight.clone())
+
+
 class AttentionSites(Sites):
     """Hook points of one attention layer, with its weights under transformer_lens' names."""
 
-    def __init__(self, parts: AttentionParts):
+    def __init__(self, parts: AttentionParts, scale: Callable[[Tensor], Tensor] | None = None):
         super().__init__("hook_q", "hook_k", "hook_v", "hook_attn_scores", "hook_pattern", "hook_z", "hook_result")
         if parts.rotate is not None:
             self.hook_rot_q, self.hook_rot_k = HookPoint(), HookPoint()
         if parts.after is not None:
             self.hook_mix = HookPoint()
-        self.__dict__["_parts"] = parts
+        self.__dict__.update(_parts=parts, _scale=scale)
+
+    @property
+    def scaled(self) -> bool:
+        """Do these weights, and `hook_result`, have LayerScale in them? Not where the block's write is not linear."""
+        return self._scale is not None
 
     @property
     def W_Q(self) -> Tensor:
@@ -48,8 +62,8 @@ class AttentionSites(Sites):
 
     @property
     def W_O(self) -> Tensor:
-        """`[head d_head d_model]`."""
-        return self._parts.out_weight()
+        """`[head d_head d_model]`, LayerScale included."""
+        return _scaled(self._scale, self._parts.out_weight())
 
     @property
     def b_Q(self) -> Tensor | None:
@@ -68,8 +82,8 @@ class AttentionSites(Sites):
 
     @property
     def b_O(self) -> Tensor | None:
-        """`[d_model]`."""
-        return self._parts.out_bias()
+        """`[d_model]`, LayerScale included."""
+        return _scaled(self._scale, self._parts.out_bias())
 
     @property
     def OV(self) -> Any:
@@ -95,17 +109,17 @@ class MlpSites(Sites):
             self.hook_pre_linear = HookPoint()
         if parts.mlp_norm is not None:
             self.hook_mid = HookPoint()
-        self.__dict__["_parts"] = parts
+        self.__dict__.update(_parts=parts, _scale=parts.scale2 if parts.linear_writes else None)
 
     @property
     def W_out(self) -> Tensor:
-        """`[d_mlp d_model]`."""
-        return self._parts.mlp_out_weight()
+        """`[d_mlp d_model]`, LayerScale included."""
+        return _scaled(self._scale, self._parts.mlp_out_weight())
 
     @property
     def b_out(self) -> Tensor | None:
-        """`[d_model]`."""
-        return self._parts.mlp_out_bias()
+        """`[d_model]`, LayerScale included."""
+        return _scaled(self._scale, self._parts.mlp_out_bias())
 
 
 class BlockSites(Sites):
@@ -114,7 +128,7 @@ class BlockSites(Sites):
     def __init__(self, parts: BlockParts):
         super().__init__("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")
         self.ln1 = Sites("hook_scale", "hook_normalized")
-        self.attn = AttentionSites(parts.attn)
+        self.attn = AttentionSites(parts.attn, parts.scale1 if parts.linear_writes else None)
         self.ln2 = Sites("hook_scale", "hook_normalized")
         self.mlp = MlpSites(parts)
         self.__dict__["points"] = [module for module in self.modules() if isinstance(module, HookPoint)]

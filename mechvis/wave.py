@@ -162,20 +162,21 @@ def _enter_heads(
     change = rows.enter(*heads).unflatten(0, (len(heads), rows.n))
     flat = change.flatten(1, 2)
     weight = block.attn.out_weight()[index]
-    if heads[0].kind == "heads":
-        new = _new(replacement, heads[0].site, z, tokens)
-        difference = rearrange((new - z)[:, :, index], "image token head e -> head (image token) e")
-        torch.bmm(difference, weight, out=flat)
-    else:
-        new = replacement(heads[0].site)
-        if new is None:
-            flat.zero_()
-        else:
-            new = (new if tokens is None else new[:, tokens])[:, :, index]
-            change.copy_(rearrange(new, "image token head d -> head image token d"))
-        flat.baddbmm_(rearrange(z[:, :, index], "image token head e -> head (image token) e"), weight, alpha=-1)
+    # hook_result is what a head writes to the stream, LayerScale included: the old write goes, the new one comes.
+    by_result = heads[0].kind == "result"
+    new = replacement(heads[0].site) if by_result else _new(replacement, heads[0].site, z, tokens)
+    torch.bmm(
+        rearrange((z if by_result else new - z)[:, :, index], "image token head e -> head (image token) e"),
+        weight,
+        out=flat,
+    )
     if block.scale1 is not None:
         change.copy_(block.scale1(change))
+    if by_result:
+        change.neg_()
+        if new is not None:
+            new = (new if tokens is None else new[:, tokens])[:, :, index]
+            change += rearrange(new, "image token head d -> head image token d")
     change += clean
 
 

@@ -257,17 +257,17 @@ def _check_native_paths(model: Any, x: Tensor, cache: Any, tolerance: float) -> 
     return len(aliases)
 
 
-def _attentions(model: Any) -> Iterator[tuple[str, AttentionParts, Callable | None]]:
+def _attentions(model: Any) -> Iterator[tuple[str, AttentionParts, Callable | None, bool]]:
     for layer, block in enumerate(model.parts.blocks):
-        yield f"blocks.{layer}.", block.attn, block.scale1
+        yield f"blocks.{layer}.", block.attn, block.scale1, block.linear_writes
     if model.parts.pooling is not None:
-        yield "pool.", model.parts.pooling.attn, None
+        yield "pool.", model.parts.pooling.attn, None, True
 
 
 @torch.no_grad()
 def _check_attention(model: Any, cache: Any, tolerance: float) -> float:
     worst = 0.0
-    for at, attn, scale in _attentions(model):
+    for at, attn, scale, linear in _attentions(model):
         pattern = cache[at + "attn.hook_pattern"]
         rows = pattern.double().sum(-1)
         _far(rows, torch.ones_like(rows), max(tolerance, 1e-6), f"{at}attn.hook_pattern: sum over keys")
@@ -277,10 +277,12 @@ def _check_attention(model: Any, cache: Any, tolerance: float) -> float:
         if attn.causal:
             assert not pattern.triu(1).any(), f"{at}: a causal tower looks ahead"
         result = einsum(cache[at + "attn.hook_z"], attn.out_weight(), "row t head e, head e d -> row t head d")
-        _far(cache[at + "attn.hook_result"], result, tolerance, f"{at}attn.hook_result against z W_O")
         bias = attn.out_bias()
+        if scale is not None and linear:  # each head's write goes through LayerScale, and so does the bias
+            result, bias = scale(result), None if bias is None else scale(bias.clone())
+        _far(cache[at + "attn.hook_result"], result, tolerance, f"{at}attn.hook_result against z W_O")
         total = result.sum(2) if bias is None else result.sum(2) + bias
-        total = total if scale is None else scale(total)
+        total = total if scale is None or linear else scale(total)
         far = _far(total, cache[at + "hook_attn_out"], tolerance, f"{at}hook_attn_out against the sum of its heads")
         worst = max(worst, far)
         source = at + "ln1.hook_normalized"
@@ -309,7 +311,7 @@ def _check_zero_head(model: Any, x: Tensor, tolerance: float) -> float | None:
     """The bare model with a head's part of W_O set to zero says what zeroing that head by edit must give."""
     storages = {p.untyped_storage().data_ptr() for p in model.bare.parameters()}
     worst: float | None = None
-    for index, (at, attn, _) in enumerate(_attentions(model)):
+    for index, (at, attn, *_) in enumerate(_attentions(model)):
         weight, head = attn.out_weight(), index % attn.n_heads
         if weight.untyped_storage().data_ptr() not in storages:
             continue
