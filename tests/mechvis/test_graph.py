@@ -17,7 +17,7 @@ def model():
 def towers():
     for family in tiny_families():
         model = wrap(tiny(family), preprocess=tiny_preprocess())
-        for tower in (model.vision, model.text) if family == "clip" else (model,):
+        for tower in (model.vision, model.text) if hasattr(model, "vision") else (model,):
             yield f"{family} {tower.parts.modality}", tower
 
 
