@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mechvis.data.images import ImageSet
 from mechvis.errors import BadData, OutOfRange
+from mechvis.hooked import is_rms
 from mechvis.metrics import classes_of
 from mechvis.models.transformers import linear_weight
 from mechvis.units import Unit, head_units
@@ -81,7 +82,7 @@ def direct_effects(
         run = model.run(images[start : start + batch_size], capture=[*sites, *extra])
         target, contrast = classes_of(run.logits, own)
         direction = directions[target] - directions[contrast]
-        if hasattr(norm, "eps"):
+        if hasattr(norm, "eps") and not is_rms(norm):
             direction = direction - direction.mean(-1, keepdim=True)  # LayerNorm subtracts the mean of what it reads
         scale = run.cache["ln_final.hook_scale"]
         direction = direction / scale[:, token if model.parts.norm == "tokens" else 0]
@@ -104,6 +105,8 @@ def _class_directions(model: Any) -> Float[Tensor, "class d_model"]:
     if not (isinstance(reads, tuple) and len(reads) == 1):
         seen = f"{len(reads)} tokens" if isinstance(reads, tuple) else "all tokens"
         raise BadData(f"direct effects need a read-out from one token (CLS); {model.parts.family} reads {seen}.")
+    if not all(block.linear_writes for block in model.parts.blocks):
+        raise BadData(f"direct effects need a stream that heads add up to; {model.parts.family} norms after attention.")
     if model.parts.project is None and hasattr(head, "weight"):
         weight = linear_weight(head)
     elif hasattr(model.parts.project, "weight") and hasattr(head, "prompts"):

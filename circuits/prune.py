@@ -14,6 +14,7 @@ import torch
 
 from mechvis import files
 from mechvis.errors import BadData, OutputNotWritable, UnsupportedModel
+from mechvis.models.load import TOLERANCE, wrap
 from mechvis.units import Unit, units_of
 
 HEADING = "# Model with attention heads removed"
@@ -35,8 +36,6 @@ def prune(model: Any, heads: Sequence[Unit]) -> Any:
         >>> pruned = prune(model, head_units([(2, 1)]))                 # doctest: +SKIP
         >>> save_pruned(pruned, "runs/pruned")                          # doctest: +SKIP
     """
-    from mechvis.models.load import wrap
-
     gone = tuple(dict.fromkeys((*model.__dict__.get("pruned", ()), *heads)))
     if wrong := [unit.name for unit in gone if unit.kind != "heads"]:
         raise BadData(f"only heads can be pruned, got {wrong[0]}.")
@@ -44,35 +43,60 @@ def prune(model: Any, heads: Sequence[Unit]) -> Any:
     bare = copy.deepcopy(model.bare)
     title = f"{model.title.split(' without ')[0]} without {len(heads)} head{'s' * (len(heads) != 1)}"
     copied = wrap(bare, preprocess=model.preprocess, title=title, family=model.__dict__["family"])
+    own = {p.untyped_storage().data_ptr() for p in bare.parameters() if p.is_floating_point()}
     with torch.no_grad():
         for unit in heads:
-            block = copied.parts.blocks[unit.layer]
-            linear, width = block.attn.out, block.attn.d_head
-            if type(linear) is not torch.nn.Linear or "weight" not in linear._parameters:
+            weight = copied.parts.blocks[unit.layer].attn.out_weight()
+            # A view of the parameter can be written; a weight that is made from others (adapters) cannot.
+            if weight.untyped_storage().data_ptr() not in own:
                 raise UnsupportedModel(
-                    f"the output projection of block {unit.layer} is {type(linear).__name__}, not a plain Linear: "
-                    "merge adapters or dequantise first."
+                    f"the output projection of block {unit.layer} is not a plain layer with a weight of its own: merge "
+                    "adapters or dequantise first."
                 )
-            linear.weight[:, unit.index * width : (unit.index + 1) * width] = 0
+            weight[unit.index] = 0
+    _check(model, copied, heads)
     copied.__dict__["pruned"] = gone
     return copied
+
+
+@torch.no_grad()
+def _check(model: Any, pruned: Any, heads: Sequence[Unit]) -> None:
+    """The pruned model computes what the edits say, on a random batch: an output projection that does more than its
+    weight says (an adapter) would not."""
+    inputs = model.parts.example_batch(model.bare, torch.Generator().manual_seed(0))
+    expected = model.run(inputs, edits=[unit.edit("zero") for unit in heads], capture=model.output_site).output
+    far = float((pruned(inputs) - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+    if not far <= 10 * TOLERANCE.get(model.dtype, 1e-5):
+        raise UnsupportedModel(
+            f"setting the heads' part of the output projection to zero is not removing them here (outputs differ by "
+            f"{far:.1e}): the projection does more than its weight says. Merge adapters first."
+        )
 
 
 def save_pruned(model: Any, folder: str | Path, *, note: str = "") -> Path:
     """Write the model as an ordinary model folder: it opens with plain `transformers`, and gives the same logits.
 
+    Of a model that is not from there, the folder holds `model.safetensors`, to be loaded into the same architecture.
+
     Raises:
         OutputNotWritable: the folder cannot be written, or holds another model.
-        BadData: not a Hugging Face model.
     """
     folder = files.ensure_writable(folder)
     readme = folder / "README.md"
     ours = readme.is_file() and readme.read_text(encoding="utf-8", errors="replace").startswith(HEADING)
-    if (folder / "config.json").exists() and not ours:
+    if any((folder / name).exists() for name in ("config.json", "model.safetensors")) and not ours:
         raise OutputNotWritable(f"{folder} holds another model, which would be overwritten. Give a folder of its own.")
-    if not hasattr(model.bare, "save_pretrained"):
-        raise BadData(f"{type(model.bare).__name__} has no save_pretrained; save its state_dict yourself.")
-    model.bare.save_pretrained(folder)
+    how = "Opens with `transformers`, or `mechvis.load(folder)`."
+    if hasattr(model.bare, "save_pretrained"):
+        model.bare.save_pretrained(folder)
+    else:
+        from safetensors.torch import save_model
+
+        save_model(model.bare, str(folder / "model.safetensors"))
+        how = (
+            f"Weights of a {type(model.bare).__module__}.{type(model.bare).__name__}: make the same architecture, then "
+            "`safetensors.torch.load_model(module, 'model.safetensors')`."
+        )
     if hasattr(getattr(model.preprocess, "processor", None), "save_pretrained"):
         model.preprocess.processor.save_pretrained(folder)
     gone = [unit.name for unit in model.__dict__.get("pruned", ())]
@@ -83,7 +107,7 @@ def save_pruned(model: Any, folder: str | Path, *, note: str = "") -> Path:
         "",
         f"Removed (columns of the output projection set to zero): {', '.join(gone) or 'none'}.",
         "",
-        "Opens with `transformers`, or `mechvis.load(folder)`.",
+        how,
     ]
     files.write_text(readme, "\n".join(lines) + "\n")
     return folder

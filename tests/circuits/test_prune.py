@@ -4,8 +4,10 @@ import subprocess
 import sys
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn.utils import parametrize
 
 import mechvis
 from circuits import cigma, prune, save_pruned
@@ -119,15 +121,29 @@ def test_nothing_to_prune_is_a_copy():
     assert torch.equal(copied.run(pixels).logits, model.run(pixels).logits)
 
 
-def test_adapters_are_refused():
-    class Adapter(torch.nn.Linear):
-        """What LoRA layers are to us: a linear layer whose weight is not all."""
+class _WithSidePath(torch.nn.Linear):
+    """What adapters are to us: a linear layer whose weight is not all it does."""
 
+    def forward(self, x):
+        return super().forward(x) + 0.1 * x
+
+
+class _Doubled(torch.nn.Module):
+    def forward(self, weight):
+        return weight * 2
+
+
+@pytest.mark.parametrize("kind,words", [("side path", "does more than its weight"), ("made", "weight of its own")])
+def test_adapters_are_refused(kind, words):
     bare = testing.tiny("vit")
-    old = bare.vit.layers[0].attention.o_proj
-    bare.vit.layers[0].attention.o_proj = Adapter(old.in_features, old.out_features).eval()
+    layer = bare.vit.layers[0].attention.o_proj
+    if kind == "side path":
+        layer.__class__ = _WithSidePath
+    else:
+        parametrize.register_parametrization(layer, "weight", _Doubled())
+        bare.eval()
     model = mechvis.load(bare, preprocess=testing.tiny_preprocess())
-    with testing.assert_untouched(model), pytest.raises(UnsupportedModel, match="block 0 is Adapter, not a plain Lin"):
+    with testing.assert_untouched(model), pytest.raises(UnsupportedModel, match=words):
         prune(model, HEADS)
     assert prune(model, HEADS[2:]).pruned == tuple(HEADS[2:]), "other blocks are plain"
 
@@ -159,9 +175,20 @@ def test_our_own_folder_may_be_written_again(tmp_path):
     testing.assert_close(loaded.run(pixels).logits, zeroed(model, pixels, HEADS[:1]), 1e-5, "second writing")
 
 
-def test_a_model_that_cannot_be_saved(tmp_path):
-    with pytest.raises(BadData, match="ShortcutViT has no save_pretrained; save its state_dict yourself"):
-        save_pruned(prune(testing.shortcut_vit(), head_units([(1, 1)])), tmp_path / "unused")
+def test_a_model_of_another_source_is_saved_as_weights(tmp_path):
+    model = testing.shortcut_vit()
+    pruned = prune(model, head_units([(1, 1)]))
+    save_pruned(pruned, tmp_path / "m")
+    fresh = testing.ShortcutViT()
+    safetensors.torch.load_model(fresh, str(tmp_path / "m" / "model.safetensors"))
+    pixels = testing.shortcut_images(9).pixels
+    assert torch.equal(fresh(pixels), pruned.bare(pixels))
+    assert not torch.equal(fresh(pixels), model.bare(pixels))
+    assert "ShortcutViT: make the same architecture" in (tmp_path / "m" / "README.md").read_text()
+    save_pruned(pruned, tmp_path / "m")
+    (tmp_path / "m" / "README.md").unlink()
+    with pytest.raises(OutputNotWritable, match="holds another model"):
+        save_pruned(pruned, tmp_path / "m")
 
 
 def test_study_is_applied_to_its_own_model_only():
