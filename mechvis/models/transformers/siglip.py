@@ -1,6 +1,7 @@
 """SigLIP: vision tower with attention pooling, text tower, the classifier made of the vision tower."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mechvis.errors import UnsupportedModel
-from mechvis.models.parts import AttentionParts, BlockParts, PoolingParts, TowerParts, TwoTowers
+from mechvis.models import torch_attention
+from mechvis.models.parts import BlockParts, PoolingParts, TowerParts, TwoTowers
 from mechvis.models.transformers.clip import NATIVE
 from mechvis.models.transformers.common import attention, block, block_aliases, interpolated, labels, pair, processor
 
@@ -166,49 +168,24 @@ def _blocks(encoder: nn.Module) -> tuple[BlockParts, ...]:
 
 
 def _pooling(head: nn.Module) -> PoolingParts:
-    """Attention pooling by an `nn.MultiheadAttention`, which is called with weights and so is explicit: whatever the
-    model's attention, it scales the queries first and takes the softmax in the model's type."""
+    """Attention pooling by an `nn.MultiheadAttention` that is called with weights, and so is explicit whatever the
+    model's attention: it scales the queries first and takes the softmax in the model's own type."""
     module = head.attention
-    n_heads, d_head, width = module.num_heads, module.head_dim, module.embed_dim
-
-    # The projections run with the batch second and keys beside values, as torch runs them: then every sum is torch's.
-    def q(latents: Tensor) -> Tensor:
-        found = F.linear(latents.transpose(0, 1), module.in_proj_weight[:width], module.in_proj_bias[:width])
-        return found.transpose(0, 1).unflatten(-1, (n_heads, d_head))
+    attn = torch_attention.attention(module)
 
     def kv(tokens: Tensor) -> tuple[Tensor, Tensor]:
+        # One product, then keys and values in memory of their own, tokens first: so torch does it, and so it rounds.
+        width = module.embed_dim
         both = F.linear(tokens.transpose(0, 1), module.in_proj_weight[width:], module.in_proj_bias[width:])
-        both = rearrange(both, "t r (two h e) -> two t r h e", two=2, h=n_heads).contiguous()
+        both = rearrange(both, "t r (two h e) -> two t r h e", two=2, h=attn.n_heads).contiguous()
         return both[0].transpose(0, 1), both[1].transpose(0, 1)
 
-    def out(merged: Tensor) -> Tensor:
-        rows = rearrange(merged, "r latent d -> (latent r) d")
-        return rearrange(module.out_proj(rows), "(latent r) d -> r latent d", r=len(merged))
-
-    def in_weights() -> tuple[Tensor, ...]:
-        return tuple(rearrange(module.in_proj_weight, "(three h e) d -> three h d e", three=3, h=n_heads))
-
-    def in_biases() -> tuple[Tensor, ...]:
-        return tuple(rearrange(module.in_proj_bias, "(three h e) -> three h e", three=3, h=n_heads))
-
-    attn = AttentionParts(
-        n_heads=n_heads,
-        d_head=d_head,
-        q=q,
-        kv=kv,
-        out=out,
-        out_weight=lambda: rearrange(module.out_proj.weight, "d (h e) -> h e d", h=n_heads),
-        out_bias=lambda: module.out_proj.bias,
-        in_weights=in_weights,
-        in_biases=in_biases,
-        scale=math.sqrt(1 / d_head),
-        scale_queries=True,
-        fused=lambda: False,
-    )
+    # The scale as torch writes it here: in float64 it is another number than 1 / sqrt(72).
+    attn = replace(attn, kv=kv, fused=lambda: False, scale=math.sqrt(1 / module.head_dim))
     return PoolingParts(
         attn=attn,
         latents=lambda rows: head.probe.repeat(rows, 1, 1),
-        d_out=width,
+        d_out=module.embed_dim,
         # Only the MLP half of this block is used; it has one norm.
         mlp=block(head, attn=attn, ln1="layernorm", ln2="layernorm"),
     )
