@@ -121,19 +121,19 @@ def _heads(heads: nn.Module) -> tuple[Any, Any, dict[str, str]]:
 
 
 def preprocess(size: tuple[int, int]) -> Preprocess:
-    """The preprocessing of the weights trained on ImageNet at 224 pixels: bilinear resize of the shorter side to 256 (in
-    proportion for other sizes), centre crop, ImageNet mean and standard deviation."""
-    from torchvision.transforms._presets import ImageClassification
+    """The preprocessing of the weights trained on ImageNet at 224 pixels: bilinear resize of the shorter side to 256
+    (in proportion for other sizes), centre crop, ImageNet mean and standard deviation."""
+    from torchvision import models
 
     from mechvis.data.transforms import of_transform
 
-    side = size[0]
-    return of_transform(ImageClassification(crop_size=side, resize_size=round(side * 256 / 224)))
+    published = models.ViT_B_16_Weights.IMAGENET1K_V1
+    return of_transform(published.transforms(crop_size=size[0], resize_size=round(size[0] * 256 / 224)))
 
 
 def read(name: str) -> tuple[nn.Module, Preprocess | None, None]:
-    """Model, preprocessing and no tokenizer of a name: `vit_b_16` (its default weights), `vit_b_16/IMAGENET1K_SWAG_E2E_V1`
-    (others of torchvision's) or `vit_b_16/<file>.safetensors` (yours, with as many classes as are in it).
+    """Model, preprocessing and no tokenizer of a name: `vit_b_16` (its default weights), others that torchvision has
+    (`vit_b_16/IMAGENET1K_SWAG_E2E_V1`), or yours (`vit_b_16/<file>.safetensors`, with as many classes as it holds).
 
     torchvision publishes its weights as pickled files only. They are fetched with their checksum compared and read by
     torch's restricted reader (`weights_only`), which builds tensors and runs no code.
