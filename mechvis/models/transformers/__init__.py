@@ -1,6 +1,7 @@
 """Models of Hugging Face transformers: which map fits a model, and how a folder or hub id is read.
 
 One file per architecture: each fills `mechvis.models.parts` with calls into the user's modules, in about 40 lines.
+Masked image modelling, segmentation and backbone classes have no map: load such a checkpoint as its base model.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from torch import nn
 
 from mechvis.errors import UnsupportedModel
 from mechvis.models.parts import TowerParts, TwoTowers
-from mechvis.models.transformers import beit, clip, dino, mae, siglip, vit
+from mechvis.models.transformers import beit, clip, dino, dinov3_images, mae, siglip, vit
 from mechvis.models.transformers.common import linear_weight
 
 MAPS: dict[str, Callable[[nn.Module], TowerParts]] = {
@@ -97,6 +98,19 @@ def image_processor(path: Any) -> Any | None:
         return transformers.AutoImageProcessor.from_pretrained(path, backend="pil")
     except (OSError, ValueError):
         return None
+    except ImportError:
+        return _without_torchvision(path)
+
+
+def _without_torchvision(path: Any) -> Any | None:
+    """Our own twin of a saved processor that transformers offers for torchvision only: DINOv3's; else None."""
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    settings, _ = ImageProcessingMixin.get_image_processor_dict(path)
+    known = str(settings.get("image_processor_type")).startswith("DINOv3ViTImageProcessor")
+    if known and settings.get("do_resize", True) and not settings.get("do_center_crop"):
+        return dinov3_images.FloatResize.of_settings(settings)
+    return None
 
 
 def tokenizer(path: Any) -> Any | None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mechvis.axes import PerHead
 from mechvis.models.parts import BlockParts, TowerParts
 from mechvis.models.transformers.common import attention, block, block_aliases, labels, pair
+from mechvis.models.transformers.dinov3_images import FloatResize
 
 NATIVE = {
     "": "hook_resid_post",
@@ -100,6 +101,7 @@ def dinov3(model: nn.Module) -> TowerParts:
         channels=config.num_channels,
         n_tokens=(size[0] // patch[0]) * (size[1] // patch[1]) + len(prefix),
         reference=lambda pixels: model(pixels).pooler_output,
+        preprocess=lambda size: FloatResize(size={"height": size[0], "width": size[1]}),
         aliases={
             **block_aliases("model.layer", len(model.model.layer), _native(model.model)),
             "embeddings": "hook_embed",

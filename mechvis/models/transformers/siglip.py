@@ -88,7 +88,7 @@ def text(model: nn.Module) -> TowerParts:
 
     def example(generator: torch.Generator) -> Tensor:
         ids = torch.randint(0, config.vocab_size, (2, config.max_position_embeddings), generator=generator)
-        return ids.to(base.head.weight.device)
+        return ids.to(next(base.parameters()).device)
 
     tower = model.get_text_features if hasattr(model, "get_text_features") else model
     path = "" if base is model else "text_model."
@@ -130,9 +130,10 @@ def two_towers(model: nn.Module) -> TwoTowers:
 
 
 def encode_ids(tokenizer: Any, texts: list[str], longest: int) -> Tensor:
-    """Token ids `[row token]` of texts, padded to `longest`: the tower reads the last token, padding or not."""
+    """Token ids `[row token]` of texts in lower case, padded to `longest`, as both versions of SigLIP were trained: the
+    tower reads the last token, padding or not. (The tokenizer that is published with SigLIP 2 keeps capitals.)"""
     settings = {"padding": "max_length", "truncation": True, "max_length": longest, "return_tensors": "pt"}
-    return tokenizer(texts, **settings)["input_ids"]
+    return tokenizer([text.lower() for text in texts], **settings)["input_ids"]
 
 
 def variable_patches(model: nn.Module) -> TowerParts:
@@ -142,8 +143,8 @@ def variable_patches(model: nn.Module) -> TowerParts:
         UnsupportedModel: always.
     """
     raise UnsupportedModel(
-        f"{type(model).__name__} is SigLIP 2 with a variable number of patches (NaFlex): it takes patches, a mask and a "
-        "shape per image instead of pixels, and every image has a grid of its own. SigLIP 2 of one resolution is "
+        f"{type(model).__name__} is SigLIP 2 with a variable number of patches (NaFlex): it takes patches, a mask and "
+        "a shape per image instead of pixels, and every image has a grid of its own. SigLIP 2 of one resolution is "
         "supported: its checkpoints (google/siglip2-base-patch16-256 and kin) are the classes SiglipModel and "
         "SiglipVisionModel."
     )
@@ -160,9 +161,7 @@ def _blocks(encoder: nn.Module) -> tuple[BlockParts, ...]:
     blocks = []
     for layer in encoder.layers:
         module = layer.self_attn
-        attn = attention(
-            module, n_heads=module.num_heads, d_head=module.head_dim, out="out_proj", scale=module.scale
-        )
+        attn = attention(module, n_heads=module.num_heads, d_head=module.head_dim, out="out_proj", scale=module.scale)
         blocks.append(block(layer, attn=attn, ln1="layer_norm1", ln2="layer_norm2"))
     return tuple(blocks)
 
