@@ -91,12 +91,12 @@ def vision(model: nn.Module) -> TowerParts:
         )
     path = "" if visual is model else "visual."
     blocks, aliases = _blocks(visual.transformer, path + "transformer", causal=False)
-    pooled = dict(pool=_pool(visual), reads=(0,) if visual.pool_type == "tok" else None)
     ln_final, norm = visual.ln_post, "pooled" if visual.final_ln_after_pool else "tokens"
     if visual.attn_pool is None:
+        read_out = {"reads": (0,) if visual.pool_type == "tok" else None, "pool": _pool(visual)}
         aliases[path + "ln_post"] = "ln_final.hook_normalized"
     else:
-        ln_final, norm, pooled = visual.attn_pool.ln_k, "tokens", _attention_pooling(visual)
+        ln_final, norm, read_out = visual.attn_pool.ln_k, "tokens", _attention_pooling(visual)
         aliases |= {path + "attn_pool.ln_k": "ln_final.hook_normalized", path + "attn_pool": "pool.hook_attn_out"}
     return TowerParts(
         family="open_clip vision",
@@ -105,7 +105,7 @@ def vision(model: nn.Module) -> TowerParts:
         d_model=visual.transformer.width,
         ln_final=ln_final,
         norm=norm,
-        **pooled,
+        **read_out,
         project=None if visual.proj is None else lambda pooled: pooled @ visual.proj,
         image_size=pair(visual.image_size),
         patch_size=pair(visual.patch_size),
@@ -251,7 +251,7 @@ def text(model: nn.Module) -> TowerParts:
         prefix=(),
         n_tokens=len(embedding),
         vocabulary=base.vocab_size,
-        reference=lambda ids: model.encode_text(ids) if hasattr(model, "encode_text") else _first(base(ids)),
+        reference=lambda ids: base.encode_text(ids) if _class(base) == "CLIP" else _first(base(ids)),
         example=example,
         aliases=aliases,
     )
