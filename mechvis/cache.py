@@ -94,9 +94,9 @@ class Cache(Mapping[str, Tensor]):
 
     def to_tl_cache(self, model: Any) -> Any:
         """A transformer_lens `ActivationCache` over the same tensors."""
-        from transformer_lens import ActivationCache
+        from mechvis.interop.transformer_lens import ImageCache
 
-        return ActivationCache(dict(self), model)
+        return ImageCache(dict(self), model)
 
     def __repr__(self) -> str:
         lines = [f"Cache: {len(self)} sites, {self.n_bytes / 2**20:.1f} MiB"]

@@ -11,6 +11,7 @@ on every module it can reach), and nothing of it is hooked, copied or replaced.
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,7 +26,17 @@ from mechvis import graph as graphs
 from mechvis.cache import Cache, version_of
 from mechvis.data.preprocess import Preprocess, check_pixels
 from mechvis.edits import Edit
-from mechvis.errors import BadData, BadImages, MixedDevices, NotFinite, OutOfRange, ShapeMismatch, TrainMode
+from mechvis.errors import (
+    BadData,
+    BadImages,
+    MixedDevices,
+    NotFinite,
+    OutOfRange,
+    ParityError,
+    ShapeMismatch,
+    TrainMode,
+    unknown,
+)
 from mechvis.models.parts import AttentionParts, BlockParts, Layout, PoolingParts, TowerParts
 from mechvis.plan import plan
 from mechvis.run import ACTIVE, Active, Run
@@ -55,11 +66,28 @@ def is_rms(norm: nn.Module) -> bool:
     return any("rms" in cls.__name__.lower() for cls in type(norm).__mro__)
 
 
+def _tree_of(bare: nn.Module) -> list[tuple[str, nn.Module, dict[str, nn.Module | None]]]:
+    """Every module of a tree with its path and children, as they are now."""
+    return [(path, module, dict(module._modules)) for path, module in bare.named_modules()]
+
+
 def _gain_and_bias(norm: nn.Module, x: Tensor) -> Tensor:
     """The learned part of a norm on something already divided."""
     if getattr(norm, "weight", None) is not None:
         x = x * norm.weight
     return x if getattr(norm, "bias", None) is None else x + norm.bias
+
+
+class FinalNorm(Sites):
+    """Hook points of the last norm; called, it is the user's own norm (for transformer_lens' logit lens)."""
+
+    def __init__(self, norm: nn.Module):
+        super().__init__("hook_scale", "hook_normalized")
+        self.__dict__["_norm"] = norm
+
+    def forward(self, stream: Tensor) -> Tensor:
+        """The stream after the norm, gain and bias included."""
+        return self._norm(stream)
 
 
 class HookedViT(HookedRootModule):
@@ -80,10 +108,10 @@ class HookedViT(HookedRootModule):
         self.__dict__.update(bare=bare, parts=parts, preprocess=preprocess, title=name, parity=None, family=None)
         self.__dict__["name"] = name or parts.family
         self.__dict__["graph"] = graphs.build(parts)
-        self.__dict__["_modes"] = [(path, module) for path, module in bare.named_modules()]
+        self.__dict__["_tree"] = _tree_of(bare)
         self.hook_embed = HookPoint()
         self.blocks = nn.ModuleList(BlockSites(block) for block in parts.blocks)
-        self.ln_final = Sites("hook_scale", "hook_normalized")
+        self.ln_final = FinalNorm(parts.ln_final)
         if parts.pooling is not None:
             self.pool = PoolingSites(parts.pooling)
         self.hook_pooled = HookPoint()
@@ -92,11 +120,14 @@ class HookedViT(HookedRootModule):
         if parts.head is not None:
             self.hook_logits = HookPoint()
         self.setup()
+        for part in self.children():
+            part.eval()  # hook points have no mode; transformer_lens' tools ask every one of them
         first = parts.blocks[0]
         self.cfg = SimpleNamespace(
             model_name=name or parts.family,
             n_layers=len(parts.blocks),
             n_heads=first.attn.n_heads,
+            n_key_value_heads=None,
             d_head=first.attn.d_head,
             d_model=parts.d_model,
             d_mlp=first.d_mlp,
@@ -104,7 +135,8 @@ class HookedViT(HookedRootModule):
             attn_only=False,
             use_attn_result=False,
             normalization_type="RMS" if is_rms(first.ln1) else "LN",
-            final_rms=is_rms(parts.ln_final),
+            # transformer_lens takes the mean off before the last norm unless told that this is an RMS norm.
+            final_rms=is_rms(parts.ln_final) or not hasattr(parts.ln_final, "eps"),
             gated_mlp=first.gated,
             act_fn="live module",
             positional_embedding_type="standard" if first.attn.rotate is None else "rotary",
@@ -175,9 +207,9 @@ class HookedViT(HookedRootModule):
         projected = plain.project(parts.attn, normal)
         out = self._attention(parts.attn, sites.attn, at + "attn.", projected, active, layout, parts.scale1)
         out = self._at(at + "hook_attn_out", sites.hook_attn_out, out, active)
-        mid = self._at(at + "hook_resid_mid", sites.hook_resid_mid, out + x, active)
+        mid = self._at(at + "hook_resid_mid", sites.hook_resid_mid, x + out, active)
         out = self._mlp(parts, sites, at, mid, active)
-        return self._at(at + "hook_resid_post", sites.hook_resid_post, out + mid, active)
+        return self._at(at + "hook_resid_post", sites.hook_resid_post, mid + out, active)
 
     def _mlp(self, parts: BlockParts, sites: Any, at: str, mid: Tensor, active: Active | None) -> Tensor:
         normal = self._norm(at + "ln2.", sites.ln2, parts.ln2, mid, active)
@@ -397,12 +429,37 @@ class HookedViT(HookedRootModule):
         names_filter: Any = None,
         return_cache_object: bool = True,
         device: Any = None,
+        remove_batch_dim: bool = False,
+        incl_bwd: bool = False,
+        loss: Callable[[Tensor], Tensor] | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Any]:
         """transformer_lens' `run_with_cache`: output and an `ActivationCache` (or dict) of all sites.
 
-        As there, `hook_result` is cached without a filter only if `model.cfg.use_attn_result` is set. `device` moves
-        the cache, not the model. A filter that matches nothing is an error.
+        As there, `hook_result` is cached without a filter only if `model.cfg.use_attn_result` is set. A filter that
+        matches nothing is an error.
+
+        Args:
+            model_args: pixels (for text: token ids).
+            names_filter: site names or glob patterns, or a function of a name; None for all.
+            return_cache_object: an `ActivationCache`; False for a dict.
+            device: moves the cache, not the model.
+            remove_batch_dim: for a batch of one.
+            incl_bwd: also the gradient of `loss` at every site, as `<site>_grad`. Nothing is left in `.grad` of the
+                weights.
+            loss: output -> the scalar to differentiate, needed with `incl_bwd` unless the output is one number.
+            kwargs: `start_at_layer`, `stop_at_layer`, `size` of :meth:`forward`; `pos_slice`, `reset_hooks_end`,
+                `clear_contexts` of transformer_lens.
+
+        Raises:
+            UnknownSite, BadData.
+
+        Example:
+            >>> logits, cache = model.run_with_cache(pixels)                                       # doctest: +SKIP
+            >>> _, cache = model.run_with_cache(                                                   # doctest: +SKIP
+            ...     pixels, names_filter="*hook_z", incl_bwd=True, loss=lambda logits: logits[:, 3].sum()
+            ... )
+            >>> cache["blocks.1.attn.hook_z_grad"].shape                                           # doctest: +SKIP
         """
         if names_filter is None:
             keep = self.cfg.use_attn_result
@@ -411,12 +468,55 @@ class HookedViT(HookedRootModule):
             names_filter = self.graph.match(names_filter)
         elif not any(names_filter(name) for name in self.hook_dict):
             raise BadData("names_filter matches none of this model's sites; print(model.graph) lists them.")
-        output, cache = super().run_with_cache(*model_args, names_filter=names_filter, device=device, **kwargs)
+        if loss is not None and not incl_bwd:
+            raise BadData("loss= is what incl_bwd=True differentiates; pass both or none.")
+        more = {"names_filter": names_filter, "device": device, "remove_batch_dim": remove_batch_dim, **kwargs}
+        if incl_bwd:
+            output, cache = self._with_gradients(loss, *model_args, **more)
+        else:
+            output, cache = super().run_with_cache(*model_args, **more)
         if not return_cache_object:
             return output, cache
-        from transformer_lens import ActivationCache
+        from mechvis.interop.transformer_lens import ImageCache
 
-        return output, ActivationCache(cache, self, has_batch_dim=not kwargs.get("remove_batch_dim", False))
+        return output, ImageCache(cache, self, has_batch_dim=not remove_batch_dim)
+
+    def _with_gradients(
+        self,
+        loss: Callable[[Tensor], Tensor] | None,
+        inputs: Tensor,
+        *,
+        names_filter: Any,
+        device: Any,
+        remove_batch_dim: bool,
+        pos_slice: Any = None,
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Activations and gradients of a scalar, without a trace in anybody's `.grad`."""
+        cache, forward, backward = self.get_caching_hooks(
+            names_filter, True, device, remove_batch_dim=remove_batch_dim, pos_slice=pos_slice
+        )
+        leaves = [weight for weight in self.bare.parameters() if weight.requires_grad]
+        if inputs.is_floating_point():
+            inputs = inputs.detach().requires_grad_()
+            leaves.append(inputs)
+        with (
+            self.hooks(forward, backward, reset_hooks_end=reset_hooks_end, clear_contexts=clear_contexts),
+            torch.enable_grad(),
+        ):
+            output = self(inputs, **kwargs)
+            value = output if loss is None else loss(output)
+            if value.numel() != 1:
+                raise BadData(
+                    f"incl_bwd differentiates one number, got {list(value.shape)}; pass a function of the output, for "
+                    "example loss=lambda logits: logits[:, 3].sum()."
+                )
+            if not value.requires_grad:
+                raise BadData("incl_bwd: nothing that this run depends on requires a gradient (frozen weights, ids).")
+            torch.autograd.grad(value.sum(), leaves, allow_unused=True)
+        return output.detach(), cache
 
     def add_hook(self, name: Any, *args: Any, **kwargs: Any) -> None:
         """transformer_lens' `add_hook`, with our error for names that match nothing."""
@@ -486,18 +586,40 @@ class HookedViT(HookedRootModule):
             )
 
     def _check_mode(self) -> None:
-        for name, module in self.__dict__["_modes"]:
+        """Refuse a module in train mode, and one whose parts were exchanged behind our back."""
+        for name, module, children in self.__dict__["_tree"]:
             if module.training:
                 raise TrainMode(
                     f"{name or 'the model'} ({type(module).__name__}) is in train mode: dropout would make "
                     "effects of nothing. Call model.eval() first."
                 )
+            if module._modules != children:
+                return self._changed(name, module, children)
+        return None
+
+    def _changed(self, name: str, module: nn.Module, before: dict[str, nn.Module | None]) -> None:
+        """New sub-modules (another adapter) take part; an exchanged one may be called by nobody."""
+        for child, old in before.items():
+            new = module._modules.get(child)
+            if old is not None and new is not None and new is not old:
+                path = f"{name}.{child}".lstrip(".")
+                raise ParityError(
+                    f"{path} was exchanged after the model was loaded ({type(old).__name__} -> {type(new).__name__}); "
+                    "this wrapper would go on with a mixture of old and new. Load it again: mechvis.load(module)."
+                )
+        self.__dict__["_tree"] = _tree_of(self.bare)
+        self._check_mode()
 
     def _layer(self, layer: int, what: str) -> int:
         n = len(self.parts.blocks)
         if not isinstance(layer, int) or not -n <= layer <= n:
             raise OutOfRange(f"{what}={layer!r}: this model has layers 0 to {n - 1}.")
         return layer if layer >= 0 else n + layer
+
+    def _forget_class_names(self) -> None:
+        """For a head that has been changed since its names were written."""
+        self.__dict__["parts"] = replace(self.parts, class_names=())
+        self.__dict__["graph"] = graphs.build(self.parts)
 
     @property
     def output_site(self) -> str:
@@ -602,13 +724,72 @@ class HookedViT(HookedRootModule):
                 total = total + bias
         return total
 
-    def tokens_to_residual_directions(self, classes: Tensor | int) -> Tensor:
-        """Direction in the (centred, scaled) residual stream that raises a class logit: LayerNorm gain times the
-        head's weight, `[... d_model]`, as transformer_lens' `logit_attrs` needs it for an unfolded model."""
-        head = self.parts.head
-        if not hasattr(head, "weight"):
-            raise BadData("class directions need a linear head.")
-        return (head.weight * self.parts.ln_final.weight)[torch.as_tensor(classes, device=self.device)]
+    @property
+    def W_U(self) -> Tensor:
+        """What comes after the last norm (projection, head) as one matrix `[d_model class]`.
+
+        Raises:
+            BadData: there is no head, or it is not one linear map of one token.
+        """
+        from mechvis.interop.transformer_lens import unembedding
+
+        return unembedding(self.parts)[0]
+
+    @property
+    def b_U(self) -> Tensor:
+        """Logits of a stream that is zero after the last norm, `[class]`."""
+        from mechvis.interop.transformer_lens import unembedding
+
+        return unembedding(self.parts)[1]
+
+    @property
+    def unembed(self) -> Callable[[Tensor], Tensor] | None:
+        """Normalised tokens to logits, where that is one linear map (not with a zero-shot head, whose cosines depend on
+        the length of each embedding); else None, on which transformer_lens' logit lens refuses."""
+        if hasattr(self.parts.head, "prompts"):
+            return None
+        try:
+            weight, bias = self.W_U, self.b_U
+        except BadData:
+            return None
+        return lambda stream: stream @ weight + bias
+
+    def tokens_to_residual_directions(self, classes: Tensor | int | str) -> Tensor:
+        """Direction in the (centred, scaled) residual stream that raises a class logit, `[... d_model]`: LayerNorm
+        gain times W_U, as transformer_lens' `logit_attrs` needs it for an unfolded model.
+
+        Args:
+            classes: class index, name, or indices of any shape.
+
+        Raises:
+            OutOfRange, UnknownName, BadData.
+        """
+        directions = self.W_U.T
+        gain = getattr(self.parts.ln_final, "weight", None)
+        return (directions if gain is None else directions * gain)[self.class_index(classes, len(directions))]
+
+    def class_index(self, classes: Tensor | int | str, n: int | None = None) -> Tensor:
+        """Class indices of an index, a name, or a tensor of indices; checked.
+
+        Args:
+            classes: class index, name, or indices of any shape.
+            n: number of classes; None: as many as the model has names for.
+
+        Raises:
+            OutOfRange, UnknownName, BadData.
+        """
+        names = self.parts.class_names
+        n = n or len(names)
+        if isinstance(classes, str):
+            if classes not in names:
+                raise unknown("class", classes, names)
+            classes = names.index(classes)
+        index = torch.as_tensor(classes, device=self.device)
+        if index.dtype == torch.bool or index.is_floating_point():
+            raise BadData(f"classes are indices or names, got {classes!r}.")
+        if n and index.numel() and not (index.min() >= 0 and index.max() < n):
+            raise OutOfRange(f"class {classes!r} does not exist: the head has {n} (0 to {n - 1}).")
+        return index
 
     def __repr__(self) -> str:
         grid = self.parts.grid

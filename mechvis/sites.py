@@ -125,6 +125,9 @@ class MlpSites(Sites):
 class BlockSites(Sites):
     """Hook points of one block."""
 
+    hook_out_is_single_residual_stream = True
+    """What transformer_lens' logit lens asks of a block."""
+
     def __init__(self, parts: BlockParts):
         super().__init__("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")
         self.ln1 = Sites("hook_scale", "hook_normalized")

@@ -7,6 +7,7 @@
 """
 
 import logging
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mechvis.data.preprocess import Preprocess
-from mechvis.errors import BadData, DefaultPreprocessing, ParityError, UnsupportedModel, unknown
+from mechvis.errors import BadData, DefaultPreprocessing, MechvisWarning, ParityError, UnsupportedModel, unknown
 from mechvis.models.parts import TowerParts, TwoTowers
 
 logger = logging.getLogger(__name__)
@@ -127,6 +128,12 @@ def wrap(
 
     if isinstance(bare, HookedViT):
         raise BadData(f"this model is wrapped already: {bare.title or bare.parts.family}. Use it as it is.")
+    if "transformer_lens.model_bridge" in sys.modules:
+        from mechvis.interop.transformer_lens import is_bridged, unbridged
+
+        if is_bridged(bare):
+            preprocess = preprocess if preprocess is not None else bare.__dict__.get("processor")
+            bare = unbridged(bare)
     inner = bare.get_base_model() if hasattr(bare, "get_base_model") else bare
     found = family or find(inner)
     if isinstance(found, TwoTowers):
@@ -302,6 +309,14 @@ def check_parity(model: Any, *, seed: int = 0) -> Parity:
             "The family's map is wrong for this model (a changed forward, another activation or norm?)."
         )
     model.__dict__["parity"] = parity
+    if parts.head is not None and parts.class_names and len(parts.class_names) != expected.shape[-1]:
+        warnings.warn(
+            f"the config names {len(parts.class_names)} classes, the head has {expected.shape[-1]} logits (a changed "
+            "head?); the names are left out. Set config.id2label and load again to have names.",
+            MechvisWarning,
+            stacklevel=4,
+        )
+        model._forget_class_names()
     return parity
 
 

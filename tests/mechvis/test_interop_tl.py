@@ -4,12 +4,18 @@ import copy
 import subprocess
 import sys
 import textwrap
+import warnings
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from mechvis import edits
-from mechvis.errors import BadData, UnknownSite
+from mechvis.clip import ZeroShotHead
+from mechvis.errors import BadData, EffectlessEdit, OutOfRange, UnknownName, UnknownSite
+from mechvis.hooked import HookedViT
+from mechvis.interop.transformer_lens import ByToken
 from mechvis.models.load import wrap
 from mechvis.testing import assert_close, assert_untouched, rand_vit, tiny, tiny_input, tiny_preprocess
 
@@ -126,6 +132,45 @@ def test_backward_hooks_see_the_gradient(model, pixels):
     assert_close(seen[site], expected, 1e-13)
 
 
+def test_run_with_cache_and_gradients(model, pixels):
+    def loss(logits):
+        return (logits[:, 3] - logits[:, 1]).sum()
+
+    names = [name for name in model.graph.names if name != "hook_logits"]
+    model.cfg.use_attn_result = True
+    try:
+        with assert_untouched(model):
+            logits, cache = model.run_with_cache(pixels, incl_bwd=True, loss=loss)
+    finally:
+        model.cfg.use_attn_result = False
+    run = model.run(pixels, capture=names, grad=True)
+    expected = torch.autograd.grad(loss(run.logits), [run.cache[name] for name in names])
+    assert_close(logits, run.logits, 1e-12)
+    for name, gradient in zip(names, expected, strict=True):
+        # A run sees head results and patterns as they are; the graph behind them is the same function.
+        assert_close(cache[name + "_grad"], gradient, 1e-10, name)
+        assert_close(cache[name], run.cache[name], 1e-12, name)
+
+
+def test_gradients_need_one_number(model, pixels):
+    with pytest.raises(BadData, match=r"one number, got \[3, 8\]"), assert_untouched(model):
+        model.run_with_cache(pixels, incl_bwd=True)
+    with pytest.raises(BadData, match="both or none"):
+        model.run_with_cache(pixels, loss=torch.sum)
+    with pytest.raises(TypeError, match="bwd_hoks"):  # no keyword is swallowed
+        model.run_with_cache(pixels, bwd_hoks=[])
+
+
+def test_gradients_reach_every_hook_with_frozen_weights(pixels):
+    bare = rand_vit()
+    bare.requires_grad_(False)
+    frozen = wrap(bare, preprocess=tiny_preprocess())
+    _, cache = frozen.run_with_cache(pixels, incl_bwd=True, loss=torch.sum)
+    _, reference = wrap(rand_vit(), preprocess=tiny_preprocess()).run_with_cache(pixels, incl_bwd=True, loss=torch.sum)
+    assert set(cache) == set(reference) and len(cache) == 2 * (len(frozen.graph) - 3)
+    assert all(torch.equal(cache[name], reference[name]) for name in cache)
+
+
 # ActivationCache and FactoredMatrix
 
 
@@ -172,6 +217,235 @@ def test_factored_matrices(model):
     assert_close(attn.QK.AB, attn.W_Q @ attn.W_K.transpose(-2, -1), 1e-14)
     assert attn.OV.svd()[1].shape == (4, 4)
     assert model.W_Q.shape == model.W_K.shape == model.W_V.shape == (3, 4, 16, 4) and model.W_O.shape == (3, 4, 4, 16)
+
+
+# ActivationCache adds up: ViT, LayerScale, CLIP with a zero-shot head, mean pooling
+
+
+def zero_shot(dtype=torch.float64):
+    clip = wrap(tiny("clip", dtype=dtype), preprocess=tiny_preprocess())
+    prompts = torch.randn(5, 8, generator=torch.Generator().manual_seed(4), dtype=dtype)
+    head = ZeroShotHead(prompts / prompts.norm(dim=-1, keepdim=True), clip.logit_scale.detach())
+    parts = replace(clip.vision.parts, head=head, class_names=("ant", "bee", "cat", "dog", "emu"))
+    return HookedViT(clip.bare, parts, preprocess=tiny_preprocess())
+
+
+def layer_scaled(dtype=torch.float64):
+    model = wrap(rand_vit(dtype=dtype), preprocess=tiny_preprocess())
+    gains = torch.rand(2, 3, 16, generator=torch.Generator().manual_seed(0), dtype=dtype) + 0.5
+    blocks = tuple(
+        replace(block, scale1=lambda x, g=gains[0, i]: x.mul_(g), scale2=lambda x, g=gains[1, i]: x * g)
+        for i, block in enumerate(model.parts.blocks)
+    )
+    return HookedViT(model.bare, replace(model.parts, blocks=blocks), preprocess=tiny_preprocess())
+
+
+MODELS = {
+    "ViT": lambda dtype=torch.float64: wrap(rand_vit(dtype=dtype), preprocess=tiny_preprocess()),
+    "DeiT": lambda dtype=torch.float64: wrap(tiny("deit", dtype=dtype), preprocess=tiny_preprocess()),
+    "LayerScale": layer_scaled,
+    "zero-shot CLIP": zero_shot,
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def any_model(request):
+    return MODELS[request.param]()
+
+
+def stacks(cache, position=0):
+    return {
+        "decompose_resid": cache.decompose_resid(layer=-1, pos_slice=position),
+        "heads and neurons": cache.get_full_resid_decomposition(expand_neurons=True, pos_slice=position),
+        "heads and layers": cache.get_full_resid_decomposition(expand_neurons=False, pos_slice=position),
+        "heads and remainder": cache.stack_head_results(layer=-1, incl_remainder=True, pos_slice=position),
+        "neurons and remainder": cache.stack_neuron_results(-1, incl_remainder=True, pos_slice=position),
+    }
+
+
+def check_sums(model, pixels, tolerance):
+    with torch.no_grad():
+        logits, cache = model.run_with_cache(pixels)
+        residual, constant = cache["resid_post", -1][:, 0], cache.constant_logits()
+        for name, stack in stacks(cache).items():
+            assert_close(stack.sum(0), residual, tolerance, name)
+            for label in range(logits.shape[1]):
+                shares = cache.logit_attrs(stack, tokens=torch.full((len(pixels),), label), pos_slice=0)
+                assert shares.shape == stack.shape[:2]
+                assert_close(shares.sum(0) + constant[:, label], logits[:, label], tolerance, f"{name}, {label}")
+
+
+def test_parts_add_up_to_the_stream_and_the_logits(any_model, pixels):
+    check_sums(any_model, pixels, 1e-11)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parts_add_up_in_single_precision(name, pixels):
+    check_sums(MODELS[name](torch.float32), pixels.float(), 1e-5)
+
+
+def test_cached_head_results_are_the_ones_that_add_up(any_model, pixels):
+    """With hook_result in the cache transformer_lens takes it, without it makes it from z and W_O: the same."""
+    with torch.no_grad():
+        _, lazy = any_model.run_with_cache(pixels)
+        _, full = any_model.run_with_cache(pixels, names_filter=lambda name: True)
+        assert_close(full.stack_head_results(-1), lazy.stack_head_results(-1), 1e-12)
+        for layer, block in enumerate(any_model.blocks):
+            assert_close(full["result", layer].sum(2) + block.attn.b_O, full["attn_out", layer], 1e-12)
+            assert_close(full["post", layer] @ block.mlp.W_out + block.mlp.b_out, full["mlp_out", layer], 1e-12)
+
+
+@pytest.mark.parametrize("layer,mlp_input", [(0, False), (1, False), (1, True), (2, True)])
+def test_parts_of_a_later_input_add_up_through_its_norm(any_model, pixels, layer, mlp_input):
+    with torch.no_grad():
+        _, cache = any_model.run_with_cache(pixels)
+        stack = cache.get_full_resid_decomposition(layer, mlp_input=mlp_input, apply_ln=True, expand_neurons=False)
+        name = f"blocks.{layer}.ln{2 if mlp_input else 1}"
+        norm = getattr(any_model.parts.blocks[layer], "ln2" if mlp_input else "ln1")
+        assert_close(stack.sum(0) * norm.weight + norm.bias, cache[name + ".hook_normalized"], 1e-11)
+
+
+def test_projected_neurons_are_neurons_projected(any_model, pixels):
+    with torch.no_grad():
+        _, cache = any_model.run_with_cache(pixels)
+        direction = any_model.tokens_to_residual_directions(2)
+        for options in ({}, {"apply_ln": True}):
+            full = cache.stack_neuron_results(-1, pos_slice=0, **options) @ direction
+            folded = cache.stack_neuron_results(-1, pos_slice=0, project_output_onto=direction, **options)
+            assert_close(folded, full, 1e-11)
+
+
+def test_logit_differences_names_and_slices(any_model, pixels):
+    with torch.no_grad():
+        logits, cache = any_model.run_with_cache(pixels)
+        stack = cache.decompose_resid(layer=-1, pos_slice=0)
+        one, other = logits.argmax(-1), logits.argmin(-1)
+        difference = cache.logit_attrs(stack, one, other, pos_slice=0)
+        assert_close(
+            difference, cache.logit_attrs(stack, one, pos_slice=0) - cache.logit_attrs(stack, other, pos_slice=0), 1e-11
+        )
+        name = any_model.parts.class_names[3]
+        named = cache.logit_attrs(stack, name, pos_slice=0)
+        assert torch.equal(named, cache.logit_attrs(stack, 3, pos_slice=0))
+        assert_close(cache.logit_attrs(stack, 3, pos_slice=0, batch_slice=1), named[:, 1], 1e-12)
+        assert_close(cache.logit_attrs(stack, 3, pos_slice=0, batch_slice=[2, 0]), named[:, [2, 0]], 1e-12)
+        part = cache.apply_slice_to_batch_dim([2, 0])
+        assert_close(part.logit_attrs(part.decompose_resid(-1, pos_slice=0), 3, pos_slice=0), named[:, [2, 0]], 1e-12)
+        assert_close(part.constant_logits(), cache.constant_logits()[[2, 0]], 1e-12)
+        _, single = any_model.run_with_cache(pixels[1:2], remove_batch_dim=True)
+        shares = single.logit_attrs(single.decompose_resid(-1, pos_slice=0), 3, pos_slice=0, has_batch_dim=False)
+        assert_close(shares, named[:, 1], 1e-11)
+        assert_close(shares.sum() + single.constant_logits()[3], logits[1, 3], 1e-11)
+    with pytest.raises(OutOfRange, match="class 99 does not exist"):
+        cache.logit_attrs(stack, 99, pos_slice=0)
+    with pytest.raises(UnknownName, match="Nearest"):
+        cache.logit_attrs(stack, "no such class", pos_slice=0)
+
+
+def test_a_zero_shot_head_needs_the_embedding(pixels):
+    _, cache = zero_shot().run_with_cache(pixels, names_filter=["*hook_embed", "*_out", "ln_final.hook_scale"])
+    with pytest.raises(BadData, match="cache 'hook_embedding' too"):
+        cache.logit_attrs(cache.decompose_resid(-1, pos_slice=0), 1, pos_slice=0)
+
+
+def test_mean_pooling_without_a_norm_adds_up():
+    """CLIP's image classifier: no last norm, so nothing is centred or divided; the mean over patches."""
+    model = wrap(tiny("clip-classifier", dtype=torch.float64), preprocess=tiny_preprocess())
+    with torch.no_grad():
+        logits, cache = model.run_with_cache(tiny_input("clip-classifier", dtype=torch.float64))
+        shares = cache.logit_attrs(cache.decompose_resid(-1), torch.arange(3)[:, None].expand(3, 10))
+        total = shares[:, :, 1:].mean(-1).sum(0) + cache.constant_logits().diagonal()
+        assert_close(total, logits.diagonal(), 1e-11)
+
+
+def test_reads_of_a_logit_lens(model, pixels):
+    with torch.no_grad():
+        logits, cache = model.run_with_cache(pixels)
+        stack = cache.accumulated_resid(apply_ln=True, incl_mid=True, pos_slice=0)
+        assert stack.shape == (7, 3, 16)
+        assert_close(stack[-1] @ model.W_U + model.b_U, logits, 1e-11)
+        assert_close(cache.logit_lens(positions=0).values[-1], logits, 1e-11)
+        assert cache.stack_activation("pattern").shape == (3, 3, 4, 10, 10)
+
+
+def test_what_has_no_class_directions_says_so(pixels):
+    for family, reason in (("vit-base", "need a head"), ("deit-distilled", "reads 2 tokens")):
+        headless = wrap(tiny(family, dtype=torch.float64), preprocess=tiny_preprocess())
+        with pytest.raises(BadData, match=reason):
+            headless.tokens_to_residual_directions(0)
+        assert headless.unembed is None
+    bare = rand_vit()
+    bare.classifier = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.GELU(), torch.nn.Linear(16, 8)).double()
+    deep = wrap(bare.eval(), preprocess=tiny_preprocess())
+    with pytest.raises(BadData, match="not linear"):
+        deep.tokens_to_residual_directions(0)
+
+
+def test_a_norm_behind_the_heads_is_no_sum(pixels):
+    model = wrap(rand_vit(), preprocess=tiny_preprocess())
+    norm = torch.nn.LayerNorm(16, dtype=torch.float64)
+    blocks = tuple(replace(block, scale1=norm, scale2=norm, linear_writes=False) for block in model.parts.blocks)
+    _, cache = HookedViT(model.bare, replace(model.parts, blocks=blocks)).run_with_cache(pixels)
+    assert_close(cache.decompose_resid(-1).sum(0), cache["resid_post", -1], 1e-11)
+    for broken in (lambda: cache.stack_head_results(-1), lambda: cache.stack_neuron_results(-1)):
+        with pytest.raises(BadData, match="no sum of what they write"):
+            broken()
+
+
+# its activation patching is our patch edit
+
+
+PATCHING = {
+    "attn_head_out_all_pos": ("attn.hook_z", ("head",)),
+    "attn_head_q_all_pos": ("attn.hook_q", ("head",)),
+    "attn_head_pattern_all_pos": ("attn.hook_pattern", ("head",)),
+    "attn_head_out_by_pos": ("attn.hook_z", ("token", "head")),
+    "attn_head_v_by_pos": ("attn.hook_v", ("token", "head")),
+    "attn_head_pattern_by_pos": ("attn.hook_pattern", ("head", "token")),
+    "resid_pre": ("hook_resid_pre", ("token",)),
+    "resid_mid": ("hook_resid_mid", ("token",)),
+    "attn_out": ("hook_attn_out", ("token",)),
+    "mlp_out": ("hook_mlp_out", ("token",)),
+}
+
+
+@pytest.mark.parametrize("name", PATCHING)
+@pytest.mark.parametrize("which", ["ViT", "zero-shot CLIP"])
+def test_its_patching_sweeps_are_our_patch_edits(name, which):
+    from transformer_lens import patching
+
+    site, axes = PATCHING[name]
+    model = MODELS[which](torch.float32)
+    clean, corrupt = tiny_input("vit", n=2), tiny_input("vit", n=2, seed=5)
+
+    def metric(logits):
+        return (logits[:, 1] - logits[:, 2]).mean()
+
+    with torch.no_grad(), assert_untouched(model):
+        _, cache = model.run_with_cache(clean)
+        view = ByToken(model, corrupt)
+        given = (view, view.tokens) if "token" in axes else (model, corrupt)
+        theirs = getattr(patching, f"get_act_patch_{name}")(*given, cache, metric)
+        sizes = {"head": 4, "token": 10}
+        assert theirs.shape == (3, *(sizes[axis] for axis in axes))
+        source = model.run(clean, capture="*").cache  # every site, as theirs: attention is explicit then
+        for layer in range(3):
+            for index in np.ndindex(*theirs.shape[1:]):
+                where = {f"{axis}s": [i] for axis, i in zip(axes, index, strict=True)}
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", EffectlessEdit)  # the last block at tokens that are not read
+                    run = model.run(corrupt, edits=edits.patch(f"blocks.{layer}.{site}", source, **where))
+                assert torch.equal(theirs[(layer, *index)], metric(run.logits)), f"{layer} {where}"
+
+
+def test_pixels_are_no_tokens(model, pixels):
+    view = ByToken(model, pixels)
+    assert view.tokens.shape == (3, 10) and view.cfg.n_layers == 3
+    with torch.no_grad():
+        assert torch.equal(view(view.tokens[[2, 0]]), model(pixels[[2, 0]]))
+        assert_close(view.run_with_cache(view.tokens)[0], model(pixels), 1e-12)
+    with pytest.raises(BadData, match=r"takes its own \.tokens"):
+        view(pixels)
 
 
 # oracles
