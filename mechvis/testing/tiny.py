@@ -193,7 +193,7 @@ def _dinov3(**overrides: Any) -> nn.Module:
 
 
 def _dinov3_gated(**overrides: Any) -> nn.Module:
-    return _dinov3(use_gated_mlp=True, hidden_act="silu", **overrides)
+    return _dinov3(**{"use_gated_mlp": True, "hidden_act": "silu", **overrides})
 
 
 _FAMILIES: dict[str, Callable[..., nn.Module]] = {

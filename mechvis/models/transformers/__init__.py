@@ -96,9 +96,7 @@ def image_processor(path: Any) -> Any | None:
 
     try:
         return transformers.AutoImageProcessor.from_pretrained(path, backend="pil")
-    except (OSError, ValueError):
-        return None
-    except ImportError:
+    except (OSError, ValueError, ImportError):
         return _without_torchvision(path)
 
 
@@ -106,7 +104,10 @@ def _without_torchvision(path: Any) -> Any | None:
     """Our own twin of a saved processor that transformers offers for torchvision only: DINOv3's; else None."""
     from transformers.image_processing_base import ImageProcessingMixin
 
-    settings, _ = ImageProcessingMixin.get_image_processor_dict(path)
+    try:
+        settings, _ = ImageProcessingMixin.get_image_processor_dict(path)
+    except (OSError, ValueError):
+        return None
     known = str(settings.get("image_processor_type")).startswith("DINOv3ViTImageProcessor")
     if known and settings.get("do_resize", True) and not settings.get("do_center_crop"):
         return dinov3_images.FloatResize.of_settings(settings)
