@@ -114,18 +114,9 @@ class HookedCLIP:
         A text that is longer than the model can read is cut as its tokenizer does it, and a warning says which.
         """
         texts, longest = _texts(texts), self.text.parts.n_tokens
-        tokenizer = self.tokenizer
-        kind = _kind(tokenizer)
-        if kind == "Hugging Face":
-            encode = self.towers.encode_ids or _padded_to_the_longest
-            ids = encode(tokenizer, texts, longest)
-            whole = tokenizer(texts, padding=False, truncation=False)["input_ids"]
-            cut = [text for text, row in zip(texts, whole, strict=True) if len(row) > longest]
-        elif kind == "open_clip":
-            ids = tokenizer(texts, context_length=longest)
-            cut = _cut(tokenizer, texts, ids)
-        else:
-            ids, cut = torch.as_tensor(tokenizer(texts)), []
+        encode = _encoder(self.tokenizer, self.towers)
+        ids = encode(texts, longest)
+        cut = _cut(encode, texts, ids, longest)
         if cut:
             warnings.warn(
                 f"{len(cut)} of {len(texts)} texts are longer than the {longest} tokens that this model reads; what "
@@ -321,13 +312,14 @@ def _makes_one(tokenizer: Any) -> bool:
     return all(p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in given)
 
 
-def _kind(tokenizer: Any) -> str:
-    """How a tokenizer wants to be called, by its parameters."""
+def _encoder(tokenizer: Any, towers: TwoTowers) -> Callable[[list[str], int], Tensor]:
+    """(texts, room) -> ids: the tokenizer called as its parameters say that it wants to be called."""
     parameters = inspect.signature(tokenizer).parameters
-    if "context_length" in parameters:
-        return "open_clip"
-    takes_settings = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return "Hugging Face" if "max_length" in parameters or takes_settings else "function"
+    if "context_length" in parameters:  # open_clip
+        return lambda texts, room: tokenizer(texts, context_length=room)
+    if "max_length" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):  # Hugging Face
+        return partial(towers.encode_ids or _padded_to_the_longest, tokenizer)
+    return lambda texts, room: torch.as_tensor(tokenizer(texts))
 
 
 def _padded_to_the_longest(tokenizer: Any, texts: list[str], longest: int) -> Tensor:
@@ -335,20 +327,22 @@ def _padded_to_the_longest(tokenizer: Any, texts: list[str], longest: int) -> Te
     return tokenizer(texts, **settings)["input_ids"]
 
 
-def _cut(tokenizer: Any, texts: list[str], ids: Tensor) -> list[str]:
-    """Texts that one of open_clip's tokenizers has cut. It does not say so: a text that fits gains nothing but padding
-    when there is more room, and padding is what the shortest of texts gains."""
+def _cut(encode: Callable[[list[str], int], Tensor], texts: list[str], ids: Tensor, longest: int) -> list[str]:
+    """Texts that a tokenizer has cut, which it does without a word.
 
-    def gained(text: str, row: Tensor) -> set[int]:
-        more = tokenizer([text], context_length=2 * len(row))[0]
-        return set(Counter(more.tolist()) - Counter(row.tolist()))
+    A text that fits gains nothing but padding when there is more room, and padding is what the shortest of texts gains.
+    (Which id means padding is not asked: for CLIP it is the end of text, or an id that ordinary words have too.)
+    """
 
-    width = ids.shape[1]
-    padding = gained("a", tokenizer(["a"], context_length=width)[0])
-    full = [not padding & set(row[-2:].tolist()) for row in ids]
-    return [
-        text for text, row, is_full in zip(texts, ids, full, strict=True) if is_full and gained(text, row) - padding
-    ]
+    def gained(text: str) -> set[int]:
+        less, more = (Counter(encode([text], room)[0].tolist()) for room in (longest, 2 * longest))
+        return set(more - less)
+
+    if ids.shape[1] < longest:
+        return []
+    padding = gained("a")
+    full = [text for text, row in zip(texts, ids, strict=True) if not set(row[-2:].tolist()) <= padding]
+    return [text for text in full if gained(text) - padding]
 
 
 def _short(text: str) -> str:

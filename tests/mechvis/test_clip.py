@@ -4,6 +4,7 @@ Here on Hugging Face CLIP and SigLIP; tests/towers/test_open_clip.py does the sa
 """
 
 import warnings
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -243,6 +244,33 @@ def test_a_text_that_is_cut_is_named(family):
     assert ids.shape == (3, 12)
     with pytest.warns(MechvisWarning, match=r"4 of 4 texts"):
         clip.classifier(NAMES, f"a {{}} and {longest}")
+
+
+def test_a_text_that_is_cut_is_named_where_padding_is_the_end_of_text():
+    # As the tokenizers of CLIP's first models have it.
+    tokenizer = word_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    clip = wrapped(tokenizer=tokenizer)
+    fits = ["star", " ".join(["very"] * 10), " ".join(["very"] * 11)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clip.tokenize(fits)
+    with pytest.warns(MechvisWarning, match=r"1 of 4 texts"):
+        clip.tokenize([*fits, " ".join(["very"] * 12)])
+
+
+def test_texts_are_measured_as_they_are_encoded():
+    # SigLIP's are put in lower case first, and another case has other tokens.
+    clip = wrapped("siglip")
+    clip.towers = replace(clip.towers, encode_ids=lambda *args: shortened(*args))
+
+    def shortened(tokenizer, texts, longest):
+        ids = [tokenizer(text.split(" | ")[0], padding="max_length", max_length=longest) for text in texts]
+        return torch.tensor([found["input_ids"] for found in ids])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clip.tokenize(["star | " + "very " * 50])
 
 
 def test_kinds_of_tokenizers():
