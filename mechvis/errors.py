@@ -72,6 +72,14 @@ class UnsupportedModel(MechvisError, TypeError):
     """No family knows this architecture; the message names the module that could not be placed."""
 
 
+class RefusedMethod(MechvisError, TypeError):
+    """A method that would return plausible nonsense on this kind of model; the message says why, and what to use."""
+
+
+class FailedCheck(MechvisError, RuntimeError):
+    """A result does not have a property that its method promises (finite, not all zero, complete)."""
+
+
 class MissingPackage(MechvisError, ImportError):
     """An optional package is needed; the message names the extra that brings it."""
 
