@@ -124,8 +124,8 @@ def mlp(block: BlockParts, mid: Residual) -> Residual:
 
 def plain(block: BlockParts, x: Residual, layout: Layout = None) -> Residual:
     """The whole block."""
-    mid = attention(block, x, layout) + x
-    return mlp(block, mid) + mid
+    mid = x + attention(block, x, layout)
+    return mid + mlp(block, mid)
 
 
 def plain_at(block: BlockParts, x: Residual, tokens: Tensor, layout: Layout = None) -> Residual:

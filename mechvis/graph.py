@@ -92,8 +92,9 @@ class HookGraph:
             if pattern in self:
                 wanted.add(self.resolve(pattern))
                 continue
+            # Sites first: timm's own paths look alike (`blocks.0.attn.proj`), and `blocks.*.attn.*` means the sites.
             found = fnmatch.filter(self.sites, pattern)
-            found += [self.aliases[alias] for alias in fnmatch.filter(self.aliases, pattern)]
+            found = found or [self.aliases[alias] for alias in fnmatch.filter(self.aliases, pattern)]
             if not found:
                 raise self._unknown(pattern)
             wanted.update(found)
@@ -154,7 +155,8 @@ def build(parts: TowerParts) -> HookGraph:
     if (pooling := parts.pooling) is not None:
         n, width = pooling.n_latents, pooling.d_out
         # The latents are learned: queries depend on no site.
-        out = draw.attention("pool.", pooling.attn, "latent", n, n_tokens, width, [None, last])
+        n_key = n_tokens if pooling.keys == "token" else n_tokens - len(parts.prefix)
+        out = draw.attention("pool.", pooling.attn, "latent", n, n_key, width, [None, last], pooling.keys)
         last = [out] if pooling.mlp is None else [out, draw.mlp("pool.", pooling.mlp, "latent", n, width, out)]
     d_pooled = parts.d_pooled or d_model * (len(parts.reads) if isinstance(parts.reads, tuple) else 1)
     last = last if isinstance(last, list) else [last]
@@ -188,13 +190,21 @@ class _Drawing:
         return self(at + "hook_normalized", (("row", axis, "d_model"), (None, n, width)), [*reads, scale])
 
     def attention(
-        self, at: str, attn: AttentionParts, axis: str, n: int | None, n_key: int | None, width: int, reads: list
+        self,
+        at: str,
+        attn: AttentionParts,
+        axis: str,
+        n: int | None,
+        n_key: int | None,
+        width: int,
+        reads: list,
+        key_axis: str = "token",
     ) -> str:
         """Sites of one attention; `axis` is that of its queries, `reads` what queries and keys are computed from."""
         heads, key_reads = attn.n_heads, [reads[1]]
         query_reads = [] if reads[0] is None else [reads[0]]
         of_query = (("row", axis, "head", "d_head"), (None, n, heads, attn.d_head))
-        of_key = (("row", "token", "head", "d_head"), (None, n_key, heads, attn.d_head))
+        of_key = (("row", key_axis, "head", "d_head"), (None, n_key, heads, attn.d_head))
         square = (("row", "head", "query" if axis == "token" else axis, "key"), (None, heads, n, n_key))
         q = self(at + "attn.hook_q", of_query, query_reads)
         k, v = (self(f"{at}attn.hook_{w}", of_key, key_reads) for w in "kv")

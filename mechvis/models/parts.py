@@ -117,6 +117,8 @@ class PoolingParts:
     """Rows -> the queries before their projection."""
     n_latents: int = 1
     """Number of queries."""
+    keys: Literal["token", "patch"] = "token"
+    """What the latents read: all tokens, or `kv` leaves the prefix out."""
     d_out: int
     """Width of what comes out."""
     mlp: BlockParts | None = None
