@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from mechvis.models.parts import TowerParts
 from mechvis.plan import Plan
 
 
+@runtime_checkable
 class Watcher(Protocol):
     """Somebody who looks at every site while the forward pass runs, and may change what goes on from there."""
 
