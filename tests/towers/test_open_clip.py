@@ -129,10 +129,14 @@ def no_native_path():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.filterwarnings("ignore:CoCa. only the vision tower")
-def test_family(name, dtype):
-    for found in check_family(make(name, dtype)):
+def test_family(name, dtype, families_table):
+    bare = make(name, dtype)
+    measured = check_family(bare)
+    for found in measured:
         assert found.gradients == 0, "bitwise with a graph"
         assert found.outputs <= (1e-6 if dtype == torch.float32 else 1e-14)
+    if dtype == torch.float32:
+        families_table.setdefault("open_clip", {})[f"{type(bare).__name__} ({name})"] = measured
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -213,9 +217,11 @@ def with_trunk(name, monkeypatch, dtype=torch.float32):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", TRUNKS)
-def test_timm_trunks(name, dtype, monkeypatch):
+def test_timm_trunks(name, dtype, monkeypatch, families_table):
     bare = with_trunk(name, monkeypatch, dtype)
-    vision, text = check_family(bare)
+    vision, text = measured = check_family(bare)
+    if dtype == torch.float32:
+        families_table.setdefault("open_clip", {})[f"CustomTextCLIP (timm trunk: {name})"] = measured
     assert vision.outputs == 0 == text.gradients  # timm calls fused attention, always
     assert (vision.other_size is not None) == (name == "any size")
     clip = quiet(bare)
