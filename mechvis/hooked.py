@@ -385,6 +385,29 @@ class HookedViT(HookedRootModule):
         site = self.output_site if stop_at_layer is None else f"the stream before block {stop_at_layer}"
         return Run(output, active.cache, tuple(e for found in active.plan.at.values() for e in found), site)
 
+    def face(self, output: Any = None, *, target: Any = None, contrast: Any = None, edits: Any = ()) -> Any:
+        """This model as a plain `nn.Module` for attribution libraries: pixels to `[image column]`.
+
+        Args:
+            output: None for all logits, a class (index or name) or a list of them, `"logit_diff"`, or a function of the
+                logits.
+            target: for `"logit_diff"`: a class, or one per example.
+            contrast: likewise.
+            edits: interventions active inside; see :class:`mechvis.face.Face` for how they meet repeated images.
+
+        Returns:
+            Face: its `grid`, `patch_mask` and `to_patches` know the geometry; `mechvis.interop.captum.attribute` runs
+            captum on it.
+
+        Example:
+            >>> face = model.face("circle", edits=[edits.zero("blocks.3.attn.hook_z", heads=[1])])   # doctest: +SKIP
+            >>> face(pixels).shape                                                                  # doctest: +SKIP
+            torch.Size([8, 1])
+        """
+        from mechvis.face import Face
+
+        return Face(self, output, target=target, contrast=contrast, edits=edits)
+
     def _for_size(self, size: tuple[int, int] | None) -> tuple[TowerParts, graphs.HookGraph]:
         """Parts and graph for images of a size, which may be another than the model's own."""
         if size is None or self.parts.image_size is None or tuple(size) == self.parts.image_size:
