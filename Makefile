@@ -8,6 +8,7 @@ INSTALLED := $(VENV)/.installed
 TOWERS := .venv-towers
 TOWERS_RUN := $(TOWERS)/bin/python
 TOWERS_INSTALLED := $(TOWERS)/.installed
+PAGE := tests/mechvis/models/test_families.py::test_page_is_drawn_from_the_measurements_and_lists_every_family
 DEMO := demo
 TESTS ?=
 
@@ -51,8 +52,8 @@ slow: $(INSTALLED) $(TOWERS_INSTALLED)   ## the slow tests of both environments
 	$(TOWERS_RUN) -m pytest -m slow tests/towers
 
 families: $(INSTALLED) $(TOWERS_INSTALLED)   ## measure every model family anew and write docs/families.md
-	$(RUN) -m pytest -m "not slow" tests/mechvis/models/test_families.py --families-table
-	$(TOWERS_RUN) -m pytest -m "not slow" tests/towers/test_families.py --families-table
+	$(RUN) -m pytest tests/mechvis/models/test_families.py --families-table --deselect $(PAGE)
+	$(TOWERS_RUN) -m pytest -m "not slow" tests/towers -k "family or trunks" --families-table
 
 bench: $(INSTALLED)   ## timings side by side with a plain loop and with transformer_lens
 	$(RUN) -m benchmarks

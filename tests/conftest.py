@@ -52,12 +52,16 @@ def pytest_report_header():
 @pytest.fixture(scope="session")
 def families_table(request):
     """Rows of the table of model families, by source and model, as they are measured."""
-    from mechvis.files import write_text
+    from mechvis.files import read_json, write_text
     from mechvis.testing.families import add_rows, render
 
-    measured = {}
+    measured, file = {}, ROOT / "docs" / "families.json"
     yield measured
     if request.config.getoption("--families-table"):
         for source, rows in measured.items():
-            table = add_rows(ROOT / "docs" / "families.json", source, rows)
-        write_text(ROOT / "docs" / "families.md", render(table))
+            table = add_rows(file, source, rows)
+        write_text(file.with_suffix(".md"), render(table))
+        return
+    listed = read_json(file)["sources"]
+    missing = [name for source, rows in measured.items() for name in rows if name not in listed.get(source, {})]
+    assert not missing, f"docs/families.md lacks {missing[:3]}: run make families"

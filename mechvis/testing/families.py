@@ -16,7 +16,7 @@ FORMAT = "mechvis.families"
 def add_rows(path: Path, source: str, measured: Mapping[str, Sequence[Conformance]]) -> dict[str, Any]:
     """Replace the rows of one source (`Hugging Face`, `timm`, ...) in the file of measurements; returns all of it."""
     table = read_json(path) if path.exists() else {"format": FORMAT, "version": 1, "sources": {}}
-    table["sources"][source] = {name: [tower.row() for tower in towers] for name, towers in sorted(measured.items())}
+    table["sources"][source] = {name: [tower.row() for tower in towers] for name, towers in measured.items()}
     write_json(path, table)
     return table
 
@@ -59,8 +59,7 @@ def render(table: Mapping[str, Any]) -> str:
 
 
 def _line(name: str, towers: Sequence[Mapping[str, Any]]) -> str:
-    first, texts = towers[0], [tower for tower in towers if tower is not towers[0]]
-    size = first["other_size"]
+    first, texts = towers[0], [tower for tower in towers if tower["wave"] is None]
     cells = [
         name,
         *(_figure(first[key]) for key in ("outputs", "hooked", "gradients")),
@@ -68,9 +67,15 @@ def _line(name: str, towers: Sequence[Mapping[str, Any]]) -> str:
         f"{first['native']}",
         *(_figure(first[key]) for key in ("head_sum", "zero_head", "wave")),
         _figure(texts[0]["outputs"]) if texts else "",
-        "one size" if size is None else f"{size[0]} x {size[1]}: {_figure(first['other_outputs'])}",
+        _second_size(first),
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def _second_size(tower: Mapping[str, Any]) -> str:
+    if (size := tower["other_size"]) is not None:
+        return f"{size[0]} x {size[1]}: {_figure(tower['other_outputs'])}"
+    return "" if tower["wave"] is None else "one size"
 
 
 def _figure(value: float | None) -> str:
