@@ -702,11 +702,14 @@ class HookedViT(HookedRootModule):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the weights as they are now (and of the head, which may be a zero-shot one)."""
+        """Hash of the weights as they are now, of which adapters are on, and of the head (perhaps a zero-shot one)."""
         digest = hashlib.sha256(self.parts.family.encode())
         for name, tensor in sorted(self.bare.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        for name, module in self.bare.named_modules():
+            if hasattr(module, "get_base_layer"):
+                digest.update(f"{name} {module.active_adapters} {module.disable_adapters} {module.merged}".encode())
         if hasattr(self.parts.head, "fingerprint"):
             digest.update(self.parts.head.fingerprint.encode())
         return digest.hexdigest()[:16]

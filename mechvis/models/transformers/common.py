@@ -13,19 +13,23 @@ from mechvis.models.parts import AttentionParts, BlockParts
 
 
 def linear_weight(linear: nn.Module) -> Tensor:
-    """`[out in]` weight of a linear layer as it acts now, adapters included (LoRA: base + scaled product)."""
-    if hasattr(linear, "get_delta_weight"):
-        base = linear.get_base_layer().weight
-        active = [name for name in linear.active_adapters if name in linear.lora_A]
-        if not linear.merged and not linear.disable_adapters:
-            return base + sum((linear.get_delta_weight(name) for name in active), torch.zeros_like(base))
-        return base
-    return linear.weight
+    """`[out in]` weight of a linear layer as it acts now, adapters (LoRA and kin) included."""
+    return _as_it_acts(linear)[0] if hasattr(linear, "get_base_layer") else linear.weight
 
 
 def linear_bias(linear: nn.Module) -> Tensor | None:
-    """Bias of a linear layer, adapters or not."""
-    return (linear.get_base_layer() if hasattr(linear, "get_base_layer") else linear).bias
+    """Bias of a linear layer as it acts now, adapters included."""
+    return _as_it_acts(linear)[1] if hasattr(linear, "get_base_layer") else linear.bias
+
+
+def _as_it_acts(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """An adapted layer as one matrix and one bias, read off by sending unit vectors through it: right for every kind of
+    adapter (LoRA, DoRA, IA3, ...), merged or not, switched off or not, several at once."""
+    base = linear.get_base_layer()
+    dtype = base.weight.dtype if base.weight.is_floating_point() else torch.get_default_dtype()
+    unit = torch.eye(base.in_features, device=base.weight.device, dtype=dtype)
+    bias = linear(torch.zeros_like(unit[:1]))[0]
+    return (linear(unit) - bias).T, bias if base.bias is not None or bias.any() else None
 
 
 def attention(
@@ -33,15 +37,17 @@ def attention(
     *,
     n_heads: int,
     d_head: int,
-    out: str,
+    out: nn.Module,
     scale: float,
+    inputs: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj"),
     causal: bool = False,
     eager_softmax: torch.dtype | None = torch.float32,
     **more: Any,
 ) -> AttentionParts:
-    """Attention with `q_proj`, `k_proj`, `v_proj` and an output projection called `out`.
+    """Attention with three projections and the output projection `out`.
 
     Args:
+        inputs: names of the projections to queries, keys and values.
         eager_softmax: type of the softmax in the family's `eager_attention_forward`; None: that of its input.
         more: further fields of `AttentionParts` (rotate, bias).
     """
@@ -49,29 +55,31 @@ def attention(
     def split(x: Tensor) -> Tensor:
         return x.unflatten(-1, (n_heads, d_head))
 
+    def linears() -> list[nn.Module]:
+        return [getattr(module, name) for name in inputs]
+
     def q(x: Tensor) -> Tensor:
-        return split(module.q_proj(x))
+        return split(linears()[0](x))
 
     def kv(x: Tensor) -> tuple[Tensor, Tensor]:
-        return split(module.k_proj(x)), split(module.v_proj(x))
+        _, k, v = linears()
+        return split(k(x)), split(v(x))
 
     def in_weights() -> tuple[Tensor, ...]:
-        linears = (module.q_proj, module.k_proj, module.v_proj)
-        return tuple(rearrange(linear_weight(m), "(h e) d -> h d e", h=n_heads) for m in linears)
+        return tuple(rearrange(linear_weight(m), "(h e) d -> h d e", h=n_heads) for m in linears())
 
     def in_biases() -> tuple[Tensor | None, ...]:
-        biases = [linear_bias(m) for m in (module.q_proj, module.k_proj, module.v_proj)]
+        biases = [linear_bias(m) for m in linears()]
         return tuple(None if b is None else rearrange(b, "(h e) -> h e", h=n_heads) for b in biases)
 
-    project = getattr(module, out)
     return AttentionParts(
         n_heads=n_heads,
         d_head=d_head,
         q=q,
         kv=kv,
-        out=project,
-        out_weight=lambda: rearrange(linear_weight(project), "d (h e) -> h e d", h=n_heads),
-        out_bias=lambda: linear_bias(project),
+        out=out,
+        out_weight=lambda: rearrange(linear_weight(out), "d (h e) -> h e d", h=n_heads),
+        out_bias=lambda: linear_bias(out),
         in_weights=in_weights,
         in_biases=in_biases,
         scale=scale,
@@ -91,7 +99,8 @@ def mlp_fields(mlp: nn.Module) -> dict[str, Any]:
     """Fields of `BlockParts` for an MLP of `fc1`, `activation_fn`, `fc2`, or of `up_proj`, `act_fn`, `down_proj` with a
     `gate_proj` where it is gated (SwiGLU)."""
     if hasattr(mlp, "fc1"):
-        up, act, down = mlp.fc1, mlp.activation_fn, mlp.fc2
+        up, down = mlp.fc1, mlp.fc2
+        act = mlp.activation_fn if hasattr(mlp, "activation_fn") else mlp.activation
     else:
         up, act, down = mlp.up_proj, mlp.act_fn, mlp.down_proj
     gate = getattr(mlp, "gate_proj", None)
