@@ -1,5 +1,6 @@
 """timm models: the wrapped model is the bare one, over every option that timm's classes have."""
 
+import sys
 import warnings
 from functools import partial
 
@@ -16,7 +17,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsBlock, ResPostBlock, VisionTransformer
 
-from mechvis.errors import BadData, BadImages, DefaultPreprocessing, UnknownName, UnsupportedModel
+from mechvis.errors import BadData, BadImages, DefaultPreprocessing, MissingPackage, UnknownName, UnsupportedModel
 from mechvis.models import timm as maps
 from mechvis.models.load import load, wrap
 from mechvis.testing import assert_close, assert_untouched, check_family
@@ -482,6 +483,12 @@ def test_unknown_names_are_told():
         load("timm:vit_base_patch16_22")
 
 
+def test_missing_package_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(MissingPackage, match=r"mechvis\[timm\]"):
+        load("timm:vit_base_patch16_224")
+
+
 def test_weights_that_cannot_be_had_are_told(monkeypatch, tmp_path):
     from huggingface_hub import constants
 
@@ -518,9 +525,12 @@ def test_weights_of_a_file(tmp_path):
 
 def test_a_folder_of_the_hubs_kind(tmp_path):
     bare = randomise(timm.create_model("test_vit", num_classes=3))
-    cfg = {"num_classes": 3, "label_names": ["cat", "dog", "hen"], "mean": [0.1, 0.2, 0.3], "input_size": [3, 160, 160]}
-    timm.models.save_for_hf(bare, tmp_path, model_config={**cfg})
+    names = ["cat", "dog", "hen"]
+    timm.models.save_for_hf(bare, tmp_path, model_config={"label_names": names})
     model = load(f"timm:local-dir:{tmp_path}")
+    assert model.parts.class_names == tuple(names)
+    timm.models.save_for_hf(bare, tmp_path, model_config={"label_names": {str(i): names[i] for i in (1, 2, 0)}})
+    assert load(f"timm:local-dir:{tmp_path}").parts.class_names == tuple(names)
     x = torch.randn(1, 3, 160, 160)
     assert torch.equal(model.run(x).logits, bare(x).detach())
 

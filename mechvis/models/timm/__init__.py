@@ -41,7 +41,8 @@ def read(name: str) -> tuple[nn.Module, Any, None]:
 
     Args:
         name: as `timm.create_model` takes it: `vit_base_patch16_224.augreg_in21k`, `hf-hub:<id>`, `local-dir:<folder>`.
-            `<name>@<file>` takes the weights from a safetensors file instead.
+            `<name>@<file>` takes the weights from a safetensors file instead. Where the hub has no safetensors, timm
+            reads pickled weights with torch's restricted reader (`weights_only`).
 
     Raises:
         MissingPackage: timm is not installed.

@@ -7,13 +7,7 @@ from torch import Tensor, nn
 
 from mechvis.models.parts import BlockParts, Layout, TowerParts
 from mechvis.models.timm.attention import attention
-from mechvis.models.timm.common import (
-    block_names,
-    class_names,
-    geometry,
-    mlp,
-    preprocess,
-)
+from mechvis.models.timm.common import block_names, class_names, geometry, mlp, preprocess
 from mechvis.models.timm.eva import layer_scales
 from mechvis.models.timm.read_out import read_out
 
@@ -40,7 +34,7 @@ def beit(model: nn.Module) -> TowerParts:
                 **layer_scales(layer),
             )
         )
-        names |= block_names(at, f"{at}.", layer, blocks[-1], normed_first=True)
+        names |= block_names(at, layer, blocks[-1])
     fields = read_out(model, n_prefix=1)
     return TowerParts(
         family="timm BEiT",

@@ -59,10 +59,10 @@ def mlp(model: nn.Module, path: str, module: nn.Module) -> dict[str, Any]:
     }
 
 
-def block_names(at: str, site: str, layer: nn.Module, parts: BlockParts, *, normed_first: bool) -> dict[str, str]:
-    """Native module path -> site for one block; the paths begin with `at`, the sites with `site`."""
+def block_names(at: str, layer: nn.Module, parts: BlockParts) -> dict[str, str]:
+    """Native module path -> site for one block, whose path is `at`."""
     names = {"": "hook_resid_post", "drop_path1": "hook_attn_out", "drop_path2": "hook_mlp_out"}
-    if normed_first:
+    if parts.linear_writes:
         names |= {"norm1": "ln1.hook_normalized", "norm2": "ln2.hook_normalized"}
     else:
         names |= {"norm1": "hook_attn_out", "norm2": "hook_mlp_out"}
@@ -75,7 +75,7 @@ def block_names(at: str, site: str, layer: nn.Module, parts: BlockParts, *, norm
     if parts.attn.after is not None:
         names["attn.norm"] = "attn.hook_z"
     names |= {f"mlp.{name}": f"mlp.{hook}" for name, hook in mlp_names(layer.mlp, parts).items()}
-    return {f"{at}{'.' + name if name else ''}": site + hook for name, hook in names.items()}
+    return {f"{at}{'.' + name if name else ''}": f"{at}.{hook}" for name, hook in names.items()}
 
 
 def mlp_names(module: nn.Module, parts: BlockParts) -> dict[str, str]:
@@ -140,4 +140,6 @@ def preprocess(model: nn.Module, *, source: str = "default of timm") -> Callable
 def class_names(model: nn.Module) -> tuple[str, ...]:
     """Names of the logits, where the published description has them (timm's ImageNet models have none)."""
     names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names") or ()
+    if isinstance(names, dict):
+        names = [names[key] for key in sorted(names, key=int)]
     return tuple(map(str, names)) if len(names) == model.num_classes else ()

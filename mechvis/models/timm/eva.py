@@ -35,15 +35,13 @@ def eva(model: nn.Module) -> TowerParts:
         """Sines and cosines of the patches, as upstream asks for them."""
         if model.dynamic_img_size:
             return model.rope.get_embed(shape=(size[0] // patch[0], size[1] // patch[1]))
-        return model.rope.get_embed(**({} if hasattr(model.rope, "feat_shape") else {"shape": (*model_grid,)}))
+        return model.rope.get_embed(shape=None if hasattr(model.rope, "feat_shape") else model.patch_embed.grid_size)
 
-    model_grid = model.patch_embed.grid_size
     blocks, names = [], {}
     for index, layer in enumerate(model.blocks):
         table = _own_table(index) if getattr(model, "rope_mixed", False) else _shared_table
         blocks.append(_block(model, f"blocks.{index}", layer, None if model.rope is None else table))
-        first = not isinstance(blocks[-1].ln1, nn.Identity)
-        names |= block_names(f"blocks.{index}", f"blocks.{index}.", layer, blocks[-1], normed_first=first)
+        names |= block_names(f"blocks.{index}", layer, blocks[-1])
     # Attention pooling takes all tokens, mean and maximum those of the patches.
     fields = read_out(model, n_prefix=len(prefix), patches_only=model.attn_pool is None)
     return TowerParts(

@@ -54,7 +54,9 @@ def distilled(model: nn.Module) -> TowerParts:
     )
 
 
-def _tower(model: nn.Module, family: str, *, prefix: tuple[str, ...], aliases: dict[str, str], **fields: Any) -> Any:
+def _tower(
+    model: nn.Module, family: str, *, prefix: tuple[str, ...], aliases: dict[str, str], **fields: Any
+) -> TowerParts:
     shape = geometry(model)
     size, patch = shape["image_size"], shape["patch_size"]
 
@@ -65,8 +67,7 @@ def _tower(model: nn.Module, family: str, *, prefix: tuple[str, ...], aliases: d
     blocks, names = [], {}
     for index, layer in enumerate(model.blocks):
         blocks.append(_block(model, f"blocks.{index}", layer))
-        first = not isinstance(blocks[-1].ln1, nn.Identity)
-        names |= block_names(f"blocks.{index}", f"blocks.{index}.", layer, blocks[-1], normed_first=first)
+        names |= block_names(f"blocks.{index}", layer, blocks[-1])
     return TowerParts(
         family=family,
         embed=embed,
