@@ -199,7 +199,7 @@ def _check_outputs(model: Any, x: Tensor, tolerance: float) -> tuple[float, floa
 
 def _check_gradients(model: Any, x: Tensor, tolerance: float) -> float:
     """Gradients of input and parameters, with nothing captured (the figure returned) and with every site captured."""
-    parameters = {name: p for name, p in model.bare.named_parameters() if p.requires_grad}
+    parameters = {name: p for name, p in model.bare.named_parameters() if p.requires_grad and p.numel()}
 
     def gradients(forward: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         given = x.clone().requires_grad_() if x.is_floating_point() else x

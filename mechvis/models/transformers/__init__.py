@@ -4,13 +4,14 @@ One file per architecture: each fills `mechvis.models.parts` with calls into the
 Masked image modelling, segmentation and backbone classes have no map: load such a checkpoint as its base model.
 """
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from torch import nn
 
-from mechvis.errors import UnsupportedModel
+from mechvis.errors import BadData, MechvisWarning, UnsupportedModel
 from mechvis.models.parts import TowerParts, TwoTowers
 from mechvis.models.transformers import beit, clip, dino, dinov3_images, mae, siglip, vit
 from mechvis.models.transformers.common import linear_weight
@@ -75,10 +76,17 @@ def read(path: Any) -> tuple[nn.Module, Any, Any]:
     """Model, image processor and tokenizer (None where missing) of a local folder or hub id.
 
     Weights are read as safetensors only; remote code is never run.
+
+    Raises:
+        BadData: not a model folder, or the hub cannot be reached.
+        UnsupportedModel: an architecture that transformers does not have.
     """
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
+    try:
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise BadData(f"hf:{path} cannot be read: {_first_line(error)}") from error
     architecture = (config.architectures or [None])[0]
     cls = getattr(transformers, architecture or "", None)
     if cls is None:
@@ -86,8 +94,24 @@ def read(path: Any) -> tuple[nn.Module, Any, Any]:
             f"{path}: config.json names the architecture {architecture!r}, which transformers "
             f"{transformers.__version__} does not have."
         )
-    model = cls.from_pretrained(path, use_safetensors=True, trust_remote_code=False).eval()
-    return model, image_processor(path), partial(tokenizer, path)
+    try:
+        model, found = cls.from_pretrained(
+            path, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+    except OSError as error:
+        raise BadData(f"the weights of hf:{path} cannot be read: {_first_line(error)}") from error
+    if missing := sorted(found["missing_keys"]):
+        warnings.warn(
+            f"{path} lacks {len(missing)} of the weights of {architecture}, which are random now: "
+            f"{', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}. What depends on them means nothing.",
+            MechvisWarning,
+            stacklevel=3,
+        )
+    return model.eval(), image_processor(path), partial(tokenizer, path)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
 
 
 def image_processor(path: Any) -> Any | None:
@@ -101,17 +125,22 @@ def image_processor(path: Any) -> Any | None:
 
 
 def _without_torchvision(path: Any) -> Any | None:
-    """Our own twin of a saved processor that transformers offers for torchvision only: DINOv3's; else None."""
+    """A saved processor where transformers finds no class for it without torchvision: the PIL class of that name (its
+    releases before 5.18 do not look for it), our own twin of DINOv3's, or None."""
+    import transformers
     from transformers.image_processing_base import ImageProcessingMixin
 
     try:
         settings, _ = ImageProcessingMixin.get_image_processor_dict(path)
     except (OSError, ValueError):
         return None
-    known = str(settings.get("image_processor_type")).startswith("DINOv3ViTImageProcessor")
-    if known and settings.get("do_resize", True) and not settings.get("do_center_crop"):
-        return dinov3_images.FloatResize.of_settings(settings)
-    return None
+    name = str(settings.get("image_processor_type") or settings.get("feature_extractor_type"))
+    name = name.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
+    if name == "DINOv3ViTImageProcessor":
+        plain = settings.get("do_resize", True) and not settings.get("do_center_crop")
+        return dinov3_images.FloatResize.of_settings(settings) if plain else None
+    cls = getattr(transformers, name + "Pil", None)
+    return None if cls is None else cls.from_pretrained(path)
 
 
 def tokenizer(path: Any) -> Any | None:

@@ -18,6 +18,7 @@ from mechvis.errors import (
     BadImages,
     DefaultPreprocessing,
     MechvisError,
+    MechvisWarning,
     ParityError,
     TrainMode,
     UnknownName,
@@ -330,3 +331,37 @@ def test_other_image_size_with_its_processor(size):
 def test_size_that_makes_no_patch():
     with pytest.raises(BadData, match="smaller than one patch"):
         mechvis.load(tiny("vit"), preprocess=tiny_preprocess(), image_size=3)
+
+
+def test_folder_without_a_model(tmp_path):
+    with pytest.raises(BadData, match="cannot be read"):
+        mechvis.load(tmp_path)
+    bare = tiny("vit")
+    bare.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(BadData, match=r"the weights of .* cannot be read"):
+        mechvis.load(tmp_path)
+
+
+def test_weights_that_are_missing_are_named(tmp_path):
+    bare = tiny("vit")
+    bare.vit.save_pretrained(tmp_path)
+    bare.config.architectures = ["ViTForImageClassification"]
+    bare.config.save_pretrained(tmp_path)
+    with pytest.warns(
+        MechvisWarning, match=r"lacks 2 of the weights .* random now: classifier.bias, classifier.weight"
+    ):
+        mechvis.load(tmp_path, preprocess=tiny_preprocess())
+
+
+@pytest.mark.parametrize("family", tiny_families())
+def test_every_family_is_read_from_its_folder(tmp_path, family):
+    bare = tiny(family)
+    bare.save_pretrained(tmp_path)
+    tiny_preprocess().processor.save_pretrained(tmp_path)
+    found, expected = mechvis.load(tmp_path), mechvis.load(bare, preprocess=tiny_preprocess())
+    for name in ("vision", "text") if hasattr(found, "vision") else ("",):
+        one, other = (getattr(model, name) if name else model for model in (found, expected))
+        x = one.parts.example_batch(bare, torch.Generator().manual_seed(1))
+        assert torch.equal(one.run(x).output, other.run(x).output)
+        assert one.fingerprint == other.fingerprint
