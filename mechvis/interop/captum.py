@@ -11,6 +11,7 @@ captum is an optional extra (`pip install mechvis[captum]`) and is imported when
 """
 
 import contextlib
+import inspect
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ def attribute(
     ids = torch.arange(len(pixels), device=pixels.device) if example_id is None else example_id
     columns = _columns(face, pixels, ids, target)
     engine = _engine(how, face, of)
-    options = _with_defaults(name, how, face, pixels, options)
+    options = _with_defaults(name, how, face, pixels, _known(name, engine, options))
     with_graph = how.gradient or (name == "noise_tunnel" and METHODS[of].gradient)
     parts = []
     for rows in _rows(len(pixels), how):
@@ -179,6 +180,19 @@ def _engine(how: Method, face: Face, of: str) -> Any:
     return captum.attr.NoiseTunnel(getattr(captum.attr, METHODS[of].cls)(face))
 
 
+def _known(name: str, engine: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Options that the method has; a misspelt one must not vanish in captum's own keyword arguments."""
+    for reserved in ("additional_forward_args", "return_convergence_delta", "inputs"):
+        if reserved in options:
+            raise BadData(f"{reserved}= is set by attribute itself; example ids are example_id=.")
+    methods = [engine, engine.attribution_method] if name == "noise_tunnel" else [engine]
+    valid = {key for method in methods for key in inspect.signature(method.attribute).parameters} - {"self", "kwargs"}
+    for option in options:
+        if option not in valid:
+            raise unknown(f"option of {name}", option, sorted(valid - {"inputs", "additional_forward_args", "target"}))
+    return options
+
+
 def _rows(n: int, how: Method) -> list[slice]:
     return [slice(i, i + 1) for i in range(n)] if how.alone else [slice(0, n)]
 
@@ -218,9 +232,6 @@ def _with_defaults(name: str, how: Method, face: Face, pixels: Tensor, options: 
         defaults = {"sliding_window_shapes": window, "strides": options.get("sliding_window_shapes", window)}
     if name == "gradient_shap":
         defaults["baselines"] = torch.zeros_like(pixels[:1])
-    for reserved in ("additional_forward_args", "return_convergence_delta", "inputs"):
-        if reserved in options:
-            raise BadData(f"{reserved}= is set by attribute itself; example ids are example_id=.")
     return defaults | options
 
 

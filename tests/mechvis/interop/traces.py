@@ -3,11 +3,13 @@
 Every function `check_*` is one check. nnsight reads the source of the blocks that trace, so they have to be in a file.
 """
 
+import gc
 import json
 import sys
 import threading
 import traceback
 import warnings
+import weakref
 from dataclasses import replace
 
 import torch
@@ -326,6 +328,21 @@ def check_what_does_not_fit_is_said():
     with torch.no_grad(), traced.trace(PIXELS):  # and after all that it works
         logits = traced.output.save()
     assert torch.equal(logits, model(PIXELS))
+
+
+def check_what_a_trace_made_dies_with_it():
+    model = vit()
+
+    def made():  # nnsight looks at the frame's variables, which keeps them until the frame ends
+        traced = trace(model)
+        for _ in range(3):
+            with torch.no_grad(), traced.trace(PIXELS):
+                z = traced.blocks[1].attn.hook_z.output.save()
+        return [weakref.ref(thing) for thing in (z, traced, traced._module)]
+
+    alive = made()
+    gc.collect()
+    assert not [reference for reference in alive if reference() is not None]
 
 
 def check_threads_with_a_trace_each():
