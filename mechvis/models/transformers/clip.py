@@ -32,12 +32,18 @@ def preprocess(size: tuple[int, int]) -> Any:
     return CLIPImageProcessorPil(size={"shortest_edge": min(size)}, crop_size={"height": height, "width": width})
 
 
-def _blocks(encoder: nn.Module, *, causal: bool) -> tuple[BlockParts, ...]:
+def blocks_of(encoder: nn.Module, *, causal: bool) -> tuple[BlockParts, ...]:
+    """Blocks of a tower of CLIP, or of one that is laid out like it."""
     blocks = []
     for layer in encoder.layers:
         module = layer.self_attn
         attn = attention(
-            module, n_heads=module.num_heads, d_head=module.head_dim, out="out_proj", scale=module.scale, causal=causal
+            module,
+            n_heads=module.num_heads,
+            d_head=module.head_dim,
+            out=module.out_proj,
+            scale=module.scale,
+            causal=causal,
         )
         blocks.append(block(layer, attn=attn, ln1="layer_norm1", ln2="layer_norm2"))
     return tuple(blocks)
@@ -63,7 +69,7 @@ def vision(model: nn.Module) -> TowerParts:
     return TowerParts(
         family="Hugging Face CLIP vision",
         embed=lambda pixels: base.pre_layrnorm(embeddings(pixels, **interpolated(pixels, size))),
-        blocks=_blocks(base.encoder, causal=False),
+        blocks=blocks_of(base.encoder, causal=False),
         d_model=config.hidden_size,
         ln_final=base.post_layernorm,
         reads=(0,),
@@ -138,7 +144,7 @@ def text(model: nn.Module) -> TowerParts:
         family="Hugging Face CLIP text",
         modality="text",
         embed=lambda ids: base.embeddings(input_ids=ids),
-        blocks=_blocks(base.encoder, causal=True),
+        blocks=blocks_of(base.encoder, causal=True),
         d_model=config.hidden_size,
         ln_final=base.final_layer_norm,
         reads=end_of_text,

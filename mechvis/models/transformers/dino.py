@@ -1,5 +1,7 @@
 """DINOv2, with and without registers, and DINOv3 with its rotary positions."""
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,8 +10,16 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from mechvis.axes import PerHead
-from mechvis.models.parts import BlockParts, TowerParts
-from mechvis.models.transformers.common import attention, block, block_aliases, labels, pair
+from mechvis.models.parts import AttentionParts, BlockParts, TowerParts
+from mechvis.models.transformers.common import (
+    attention,
+    block_aliases,
+    labels,
+    linear_bias,
+    linear_weight,
+    mlp_fields,
+    pair,
+)
 from mechvis.models.transformers.dinov3_images import FloatResize
 
 NATIVE = {
@@ -136,23 +146,54 @@ def _prefix(n_registers: int) -> tuple[str, ...]:
 def _blocks(encoder: nn.Module, **more: Any) -> tuple[BlockParts, ...]:
     blocks = []
     for layer in encoder.layer:
-        module = layer.attention
+        module, more_of_old = layer.attention, {}
+        if old := hasattr(module, "attention"):  # DINOv2 before transformers 5.18
+            module, out = module.attention, module.output.dense
+            more_of_old = {"inputs": ("query", "key", "value")}
         attn = attention(
             module,
             n_heads=module.num_heads if hasattr(module, "num_heads") else module.num_attention_heads,
-            d_head=module.head_dim,
-            out="o_proj",
+            d_head=module.attention_head_size if old else module.head_dim,
+            out=out if old else module.o_proj,
             scale=module.scaling,
             eager_softmax=None,
+            **more_of_old,
             **more,
         )
-        scales = {"scale1": layer.layer_scale1, "scale2": layer.layer_scale2}
-        blocks.append(block(layer, attn=attn, ln1="norm1", ln2="norm2", **scales))
+        attn = replace(attn, qkv=partial(_queries_last, attn)) if old else attn
+        fields = {"scale1": layer.layer_scale1, "scale2": layer.layer_scale2, **_mlp(layer.mlp)}
+        blocks.append(BlockParts(ln1=layer.norm1, attn=attn, ln2=layer.norm2, **fields))
     return tuple(blocks)
 
 
+def _queries_last(attn: AttentionParts, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """In the order in which DINOv2 did it before transformers 5.18: gradients add up in that order."""
+    k, v = attn.kv(x)
+    return attn.q(x), k, v
+
+
+def _mlp(mlp: nn.Module) -> dict[str, Any]:
+    if not hasattr(mlp, "weights_in"):
+        return mlp_fields(mlp)
+    # SwiGLU of DINOv2 before transformers 5.18: one product for the gate and the linear half, and no module for silu.
+    return {
+        "mlp_in": lambda x: mlp.weights_in(x).chunk(2, dim=-1),
+        "act": nn.functional.silu,
+        "gated": True,
+        "mlp_out": mlp.weights_out,
+        "mlp_out_weight": lambda: linear_weight(mlp.weights_out).T,
+        "mlp_out_bias": lambda: linear_bias(mlp.weights_out),
+        "d_mlp": linear_weight(mlp.weights_out).shape[1],
+    }
+
+
 def _native(encoder: nn.Module) -> dict[str, str]:
-    mlp = encoder.layer[0].mlp
-    if hasattr(mlp, "gate_proj"):
-        return {**NATIVE, "mlp.gate_proj": "mlp.hook_pre", "mlp.up_proj": "mlp.hook_pre_linear"}
-    return {**NATIVE, "mlp.fc1" if hasattr(mlp, "fc1") else "mlp.up_proj": "mlp.hook_pre"}
+    layer = encoder.layer[0]
+    names = dict(NATIVE)
+    if hasattr(layer.attention, "attention"):
+        for letter, name in zip("qkv", ("query", "key", "value"), strict=True):
+            names[f"attention.attention.{name}"] = names.pop(f"attention.{letter}_proj")
+    if hasattr(layer.mlp, "gate_proj"):
+        return {**names, "mlp.gate_proj": "mlp.hook_pre", "mlp.up_proj": "mlp.hook_pre_linear"}
+    first = next((name for name in ("fc1", "up_proj") if hasattr(layer.mlp, name)), None)
+    return names if first is None else {**names, f"mlp.{first}": "mlp.hook_pre"}

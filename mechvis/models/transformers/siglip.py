@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from mechvis.errors import UnsupportedModel
 from mechvis.models import torch_attention
-from mechvis.models.parts import BlockParts, PoolingParts, TowerParts, TwoTowers
-from mechvis.models.transformers.clip import NATIVE
-from mechvis.models.transformers.common import attention, block, block_aliases, interpolated, labels, pair, processor
+from mechvis.models.parts import PoolingParts, TowerParts, TwoTowers
+from mechvis.models.transformers.clip import NATIVE, blocks_of
+from mechvis.models.transformers.common import block, block_aliases, interpolated, labels, pair, processor
 
 POOLING = {
     "head": "hook_pooled",
@@ -39,7 +39,7 @@ def vision(model: nn.Module) -> TowerParts:
     size, patch = pair(embeddings.image_size), pair(embeddings.patch_size)
     head = getattr(model, "classifier", None)
     pooling = _pooling(base.head) if base.use_head and head is None else None
-    blocks = _blocks(base.encoder)
+    blocks = blocks_of(base.encoder, causal=False)
 
     def reference(pixels: Tensor) -> Tensor:
         other_size = interpolated(pixels, size)
@@ -84,7 +84,7 @@ def text(model: nn.Module) -> TowerParts:
     """SigLIP's text tower: not causal, read at the last token, projected by a linear head. Input: token ids `[row
     token]`, always padded to the longest text the model takes, as it was trained; padding is read like any token."""
     base = _innermost(model, "text_model")
-    config, blocks = base.config, _blocks(base.encoder)
+    config, blocks = base.config, blocks_of(base.encoder, causal=False)
 
     def example(generator: torch.Generator) -> Tensor:
         ids = torch.randint(0, config.vocab_size, (2, config.max_position_embeddings), generator=generator)
@@ -155,15 +155,6 @@ def _innermost(model: nn.Module, name: str) -> nn.Module:
     while hasattr(model, name):
         model = getattr(model, name)
     return model
-
-
-def _blocks(encoder: nn.Module) -> tuple[BlockParts, ...]:
-    blocks = []
-    for layer in encoder.layers:
-        module = layer.self_attn
-        attn = attention(module, n_heads=module.num_heads, d_head=module.head_dim, out="out_proj", scale=module.scale)
-        blocks.append(block(layer, attn=attn, ln1="layer_norm1", ln2="layer_norm2"))
-    return tuple(blocks)
 
 
 def _pooling(head: nn.Module) -> PoolingParts:

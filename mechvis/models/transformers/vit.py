@@ -96,7 +96,7 @@ def blocks_of(base: nn.Module, more: Callable[[nn.Module], dict[str, Any]] = lam
             module,
             n_heads=module.num_attention_heads,
             d_head=module.head_dim,
-            out="o_proj",
+            out=module.o_proj,
             scale=module.scaling,
             bias=fields.pop("bias", None),
         )

@@ -549,6 +549,69 @@ def test_swiglu_neurons_are_gate_times_linear():
     assert model.cfg.d_mlp == mlp.down_proj.in_features
 
 
+class OldAttention(nn.Module):
+    """DINOv2's attention as transformers had it before 5.18."""
+
+    def __init__(self, new):
+        super().__init__()
+        self.attention, self.output = nn.Module(), nn.Module()
+        inner = self.attention
+        inner.config, inner.scaling = new.config, new.scaling
+        inner.num_attention_heads, inner.attention_head_size = new.num_attention_heads, new.head_dim
+        inner.query, inner.key, inner.value, self.output.dense = new.q_proj, new.k_proj, new.v_proj, new.o_proj
+
+    def forward(self, x, **settings):
+        inner = self.attention
+        k, v, q = (m(x).unflatten(-1, (4, 4)).transpose(1, 2) for m in (inner.key, inner.value, inner.query))
+        z = nn.functional.scaled_dot_product_attention(q, k, v, scale=inner.scaling)
+        return self.output.dense(z.transpose(1, 2).contiguous().flatten(2)), None
+
+
+class OldMLP(nn.Module):
+    """Its MLP."""
+
+    def __init__(self, new):
+        super().__init__()
+        self.fc1, self.activation, self.fc2 = new.fc1, new.activation_fn, new.fc2
+
+    def forward(self, x):
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+class OldSwiGLU(nn.Module):
+    """Its SwiGLU: gate and linear half by one product."""
+
+    def __init__(self, new):
+        super().__init__()
+        self.weights_in = nn.Linear(16, 2 * new.gate_proj.out_features)
+        for name in ("weight", "bias"):
+            both = torch.cat([getattr(new.gate_proj, name), getattr(new.up_proj, name)])
+            setattr(self.weights_in, name, nn.Parameter(both.detach()))
+        self.weights_out = new.down_proj
+
+    def forward(self, x):
+        gate, linear = self.weights_in(x).chunk(2, dim=-1)
+        return self.weights_out(nn.functional.silu(gate) * linear)
+
+
+@pytest.mark.parametrize("name", ["dinov2", "dinov2-swiglu", "dinov2-registers-classifier"])
+def test_layout_of_older_releases(name):
+    bare, new = wrapped(name)
+    expected = new.run(pixels(), capture="blocks.1.*")
+    for layer in next(m for m in bare.modules() if hasattr(m, "layer")).layer:
+        layer.attention = OldAttention(layer.attention)
+        layer.mlp = (OldSwiGLU if hasattr(layer.mlp, "gate_proj") else OldMLP)(layer.mlp)
+    bare.eval()
+    (measured,) = check_family(bare, preprocess=tiny_preprocess())
+    assert measured.outputs == measured.gradients == 0
+    model = wrap(bare, preprocess=tiny_preprocess())
+    run = model.run(pixels(), capture="blocks.1.*")
+    for site in run.cache:
+        assert_close(run.cache[site], expected.cache[site], 1e-13, site)
+    path = next(path for path in model.graph.aliases if path.endswith("1.attention.attention.key"))
+    assert model.graph.resolve(path) == "blocks.1.attn.hook_k"
+
+
 # image processors
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -581,6 +644,28 @@ def test_default_processor_is_that_of_the_published_models(name):
 def test_dinov2_default_is_the_published_resize_and_crop():
     processor = dino.resize_and_crop((224, 224))
     assert processor.size["shortest_edge"] == 256 and dict(processor.crop_size) == {"height": 224, "width": 224}
+
+
+@pytest.mark.parametrize("kind", ["BeitImageProcessor", "BeitFeatureExtractor", "BeitImageProcessorFast"])
+def test_processors_are_read_where_transformers_finds_none_without_torchvision(tmp_path, monkeypatch, kind):
+    import json
+
+    import transformers
+
+    class Missing:
+        @classmethod
+        def from_pretrained(cls, path, backend):
+            raise ImportError("AutoImageProcessor requires the Torchvision library")  # releases before 5.18
+
+    monkeypatch.setattr(transformers, "AutoImageProcessor", Missing)
+    assert maps.image_processor(tmp_path) is None
+    key = "feature_extractor_type" if "Feature" in kind else "image_processor_type"
+    settings = {key: kind, "size": {"height": 20, "width": 16}, "image_mean": [0.1] * 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    found = maps.image_processor(tmp_path)
+    assert type(found).__name__ == "BeitImageProcessorPil" and list(found.image_mean) == [0.1] * 3
+    (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "Strange"}', encoding="utf-8")
+    assert maps.image_processor(tmp_path) is None
 
 
 SMALL = (np.arange(5 * 7 * 3).reshape(5, 7, 3) * 37 % 251).astype(np.uint8)
