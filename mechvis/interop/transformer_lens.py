@@ -157,6 +157,10 @@ def unembedding(parts: TowerParts) -> tuple[Float[Tensor, "d_model class"], Floa
         )
     if isinstance(parts.reads, tuple) and len(parts.reads) > 1:
         raise BadData(f"{family} reads {len(parts.reads)} tokens, each with its own head; there is no one W_U.")
+    if parts.d_pooled not in (None, parts.d_model):
+        raise BadData(
+            f"{family}'s head reads {parts.d_pooled} numbers, several tokens side by side; there is no one W_U."
+        )
     like = next(p for p in (getattr(parts.ln_final, "weight", None), *_weights(head, parts)) if p is not None)
 
     def read(x: Tensor) -> Tensor:

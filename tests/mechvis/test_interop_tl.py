@@ -18,6 +18,7 @@ from mechvis.hooked import HookedViT
 from mechvis.interop.transformer_lens import ByToken
 from mechvis.models.load import wrap
 from mechvis.testing import assert_close, assert_untouched, rand_vit, tiny, tiny_input, tiny_preprocess
+from mechvis.testing.tiny import tiny_families
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +245,7 @@ MODELS = {
     "ViT": lambda dtype=torch.float64: wrap(rand_vit(dtype=dtype), preprocess=tiny_preprocess()),
     "DeiT": lambda dtype=torch.float64: wrap(tiny("deit", dtype=dtype), preprocess=tiny_preprocess()),
     "LayerScale": layer_scaled,
+    "BEiT": lambda dtype=torch.float64: wrap(tiny("beit", dtype=dtype), preprocess=tiny_preprocess()),
     "zero-shot CLIP": zero_shot,
 }
 
@@ -348,14 +350,37 @@ def test_a_zero_shot_head_needs_the_embedding(pixels):
         cache.logit_attrs(cache.decompose_resid(-1, pos_slice=0), 1, pos_slice=0)
 
 
-def test_mean_pooling_without_a_norm_adds_up():
-    """CLIP's image classifier: no last norm, so nothing is centred or divided; the mean over patches."""
-    model = wrap(tiny("clip-classifier", dtype=torch.float64), preprocess=tiny_preprocess())
+@pytest.mark.parametrize("family", [name for name in tiny_families() if name != "clip-text"])
+def test_the_stream_of_every_family_is_the_sum_of_its_parts(family):
+    model = wrap(tiny(family, dtype=torch.float64), preprocess=tiny_preprocess())
+    model = getattr(model, "vision", model)
     with torch.no_grad():
-        logits, cache = model.run_with_cache(tiny_input("clip-classifier", dtype=torch.float64))
-        shares = cache.logit_attrs(cache.decompose_resid(-1), torch.arange(3)[:, None].expand(3, 10))
-        total = shares[:, :, 1:].mean(-1).sum(0) + cache.constant_logits().diagonal()
-        assert_close(total, logits.diagonal(), 1e-11)
+        _, cache = model.run_with_cache(tiny_input(family, dtype=torch.float64))
+        for expand in (True, False):
+            stack = cache.get_full_resid_decomposition(expand_neurons=expand)
+            assert_close(stack.sum(0), cache["resid_post", -1], 1e-12)
+
+
+MEAN_POOLED = {
+    "clip-classifier": slice(1, None),  # patches, and no last norm: nothing is centred or divided
+    "siglip-classifier": slice(None),  # all tokens, each after its norm
+    "beit-mean": slice(1, None),  # the norm of the mean over patches
+}
+
+
+@pytest.mark.parametrize("family", MEAN_POOLED)
+def test_mean_pooling_adds_up(family):
+    model = wrap(tiny(family, dtype=torch.float64), preprocess=tiny_preprocess())
+    with torch.no_grad():
+        logits, cache = model.run_with_cache(tiny_input(family, dtype=torch.float64))
+        stack = cache.decompose_resid(-1)
+        for label in range(logits.shape[1]):
+            if model.parts.norm == "pooled":
+                mean = stack[:, :, MEAN_POOLED[family]].mean(2)
+                shares = cache.logit_attrs(mean, label, pos_slice=0)
+            else:
+                shares = cache.logit_attrs(stack, label)[:, :, MEAN_POOLED[family]].mean(-1)
+            assert_close(shares.sum(0) + cache.constant_logits()[:, label], logits[:, label], 1e-11)
 
 
 def test_reads_of_a_logit_lens(model, pixels):
@@ -369,7 +394,8 @@ def test_reads_of_a_logit_lens(model, pixels):
 
 
 def test_what_has_no_class_directions_says_so(pixels):
-    for family, reason in (("vit-base", "need a head"), ("deit-distilled", "reads 2 tokens")):
+    cases = {"vit-base": "need a head", "deit-distilled": "reads 2 tokens", "dinov2-classifier": "reads 32 numbers"}
+    for family, reason in cases.items():
         headless = wrap(tiny(family, dtype=torch.float64), preprocess=tiny_preprocess())
         with pytest.raises(BadData, match=reason):
             headless.tokens_to_residual_directions(0)
