@@ -31,9 +31,9 @@ SOURCES = {
     "open_clip": "mechvis.models.open_clip",
     "torchvision": "mechvis.models.torchvision",
 }
-"""Prefix of a model's name -> the file that knows the models of that source. Each offers `read(name)` (module, image
-processor or None, tokenizer or None), `family_of(module)` and `two_towers(module)` (None if it is none of theirs). They
-import their library only inside functions."""
+"""Prefix of a model's name -> the file that knows the models of that source. Each offers `read(name, image_size)`
+(module, image processor or None, tokenizer or None), `family_of(module)` and `two_towers(module)` (None if it is none
+of theirs). They import their library only inside functions."""
 
 PACKAGES = {"transformers": "hf", "timm": "timm", "open_clip": "open_clip", "torchvision": "torchvision"}
 """Package that a module's class comes from -> its source."""
@@ -77,7 +77,8 @@ def load(
         dtype: type for a model that is read from disk.
         tokenizer: for two-tower models in memory.
         image_size: use the model with images of another size (a number, or height and width), where its upstream can:
-            positions are interpolated as the upstream does it, and the image processor is set to this size.
+            positions are interpolated as the upstream does it, and the image processor is set to this size. Models of
+            timm and open_clip that are made by name are made for that size.
 
     Returns:
         HookedViT or HookedCLIP.
@@ -97,7 +98,7 @@ def load(
     if not isinstance(model, nn.Module):
         title = str(model)
         source, name = _place(title)
-        model, processor, read_tokenizer = import_module(SOURCES[source]).read(name)
+        model, processor, read_tokenizer = import_module(SOURCES[source]).read(name, image_size=image_size)
         if device is not None or dtype is not None:
             model = model.to(device=device, dtype=dtype)
         preprocess = preprocess if preprocess is not None else processor
@@ -263,13 +264,15 @@ def _preprocess(
     """Parts at the size that the image processor makes, and the processor."""
     if given is None and parts.preprocess is not None:
         given, source = parts.preprocess(parts.image_size), f"default of {parts.family}"
-        mean = given.mean if isinstance(given, Preprocess) else given.image_mean
-        warnings.warn(
-            f"no image preprocessing came with this {type(module).__name__}; using the default of "
-            f"{parts.family} (mean {tuple(mean)}). Pass preprocess= to be sure.",
-            DefaultPreprocessing,
-            stacklevel=5,
-        )
+        # A module may carry a description of its own preprocessing (timm, open_clip): then nothing is assumed.
+        if not isinstance(given, Preprocess) or given.source.startswith("default"):
+            mean = given.mean if isinstance(given, Preprocess) else given.image_mean
+            warnings.warn(
+                f"no image preprocessing came with this {type(module).__name__}; using the default of "
+                f"{parts.family} (mean {tuple(mean)}). Pass preprocess= to be sure.",
+                DefaultPreprocessing,
+                stacklevel=5,
+            )
     if given is None:
         return parts, None
     found = given if isinstance(given, Preprocess) else Preprocess.of_processor(given, source=source)

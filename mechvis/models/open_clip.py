@@ -415,17 +415,17 @@ def preprocess(visual: nn.Module, size: tuple[int, int]) -> Preprocess:
     def make(height: int, width: int) -> Any:
         return image_transform_v2(PreprocessCfg(**noted | {"size": (height, width)}), is_train=False)
 
-    return of_transform(make(*size), source="open_clip", remake=make)
+    return of_transform(make(*size), source="open_clip" if noted else "default of open_clip", remake=make)
 
 
-def read(name: str) -> tuple[nn.Module, Preprocess, Any]:
+def read(name: str, *, image_size: int | tuple[int, int] | None = None) -> tuple[nn.Module, Preprocess, Any]:
     """Model, preprocessing and a function that makes the tokenizer, of a name: `ViT-B-32/laion2b_s34b_b79k`
     (architecture and tag), `ViT-B-32/<file>.safetensors`, `hf-hub:<id>` or `local-dir:<folder>`.
 
     Weights come from safetensors files only. For most tags open_clip finds one; where it would fall back on a pickled
     file (`.bin`, `.pt`, also old numpy archives), the name is refused before anything is read. open_clip's own warning
     that a tag was trained with QuickGELU and the architecture has GELU is passed on: take the architecture whose name
-    ends in `-quickgelu` then.
+    ends in `-quickgelu` then. With `image_size` open_clip resamples the position embedding when it reads the weights.
 
     Raises:
         MissingPackage: open_clip is not installed.
@@ -443,7 +443,8 @@ def read(name: str) -> tuple[nn.Module, Preprocess, Any]:
             f"open_clip:{name}: open_clip would read {Path(path).name}; weights are read as safetensors only. Load the "
             "model with open_clip yourself and pass it to mechvis.load, or save its weights as safetensors."
         )
-    model = open_clip.create_model(architecture, pretrained=which, weights_only=True).eval()
+    size = list(image_size) if isinstance(image_size, tuple) else image_size
+    model = open_clip.create_model(architecture, pretrained=which, force_image_size=size, weights_only=True).eval()
     found = preprocess(model.visual, pair(model.visual.image_size))
     return model, found, partial(open_clip.get_tokenizer, architecture)
 

@@ -128,15 +128,17 @@ def preprocess(size: tuple[int, int]) -> Preprocess:
     from mechvis.data.transforms import of_transform
 
     published = models.ViT_B_16_Weights.IMAGENET1K_V1
-    return of_transform(published.transforms(crop_size=size[0], resize_size=round(size[0] * 256 / 224)))
+    transform = published.transforms(crop_size=size[0], resize_size=round(size[0] * 256 / 224))
+    return of_transform(transform, source="default of torchvision")
 
 
-def read(name: str) -> tuple[nn.Module, Preprocess | None, None]:
+def read(name: str, *, image_size: Any = None) -> tuple[nn.Module, Preprocess | None, None]:
     """Model, preprocessing and no tokenizer of a name: `vit_b_16` (its default weights), others that torchvision has
     (`vit_b_16/IMAGENET1K_SWAG_E2E_V1`), or yours (`vit_b_16/<file>.safetensors`, with as many classes as it holds).
 
-    torchvision publishes its weights as pickled files only. They are fetched with their checksum compared and read by
-    torch's restricted reader (`weights_only`), which builds tensors and runs no code.
+    They take images of one size: another `image_size` is refused by `mechvis.load`. torchvision publishes its weights
+    as pickled files only. They are fetched with their checksum compared and read by torch's restricted reader
+    (`weights_only`), which builds tensors and runs no code.
 
     Raises:
         MissingPackage: torchvision is not installed.

@@ -23,7 +23,7 @@ from transformers import RobertaConfig
 
 import mechvis
 from mechvis.clip import HookedCLIP
-from mechvis.errors import BadData, DefaultPreprocessing, MechvisWarning, UnknownName, UnsupportedModel
+from mechvis.errors import BadData, BadImages, DefaultPreprocessing, MechvisWarning, UnknownName, UnsupportedModel
 from mechvis.hooked import HookedViT
 from mechvis.models import open_clip as maps
 from mechvis.models.load import wrap
@@ -456,6 +456,18 @@ def test_a_file(small):
     assert isinstance(clip.tokenizer, open_clip.SimpleTokenizer)
 
 
+def test_a_file_at_another_size(small):
+    _, file = small
+    clip = mechvis.load(f"open_clip:small/{file}", image_size=20)
+    assert clip.vision.parts.grid == (5, 5) and clip.preprocess.height == 20
+    model = open_clip.create_model("small", pretrained=str(file), force_image_size=20, weights_only=True).eval()
+    pixels = torch.randn(2, 3, 20, 20)
+    with torch.no_grad():
+        assert_close(clip.vision(pixels), model.visual(pixels), 1e-6)
+    with pytest.raises(BadImages, match="expected images of 20 x 20"):
+        clip.vision.run(pixels[..., :12, :12])
+
+
 def test_a_tag_brings_its_preprocessing(small, monkeypatch):
     _, file = small
     tag(monkeypatch, file, mean=(0.5, 0.5, 0.5), std=(0.25, 0.5, 0.5), resize_mode="squash", interpolation="bilinear")
@@ -467,8 +479,8 @@ def test_a_tag_brings_its_preprocessing(small, monkeypatch):
     image = np.random.default_rng(0).integers(0, 256, (31, 20, 3), dtype=np.uint8)
     assert torch.equal(clip.preprocess([image])[0], transform(Image.fromarray(image)))
     # A model of open_clip's factory carries its preprocessing with it.
-    with pytest.warns(DefaultPreprocessing):
-        again = mechvis.load(model.eval())
+    again = mechvis.load(model.eval())
+    assert again.preprocess.source == "open_clip"
     assert again.preprocess.fingerprint == clip.preprocess.fingerprint
 
 

@@ -271,9 +271,11 @@ def test_gradients_are_bitwise_equal(variant, fused):
 
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "explicit"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_everything_that_holds_for_a_family(variant, fused):
+def test_everything_that_holds_for_a_family(variant, fused, families_table):
     (measured,) = check_family(build(variant, torch.float64, fused), tolerance=1e-12)
     assert measured.outputs == 0 or (variant, fused) in OUTPUTS_TO_ROUNDING
+    if fused:
+        families_table.setdefault("timm", {})[variant] = check_family(build(variant))
     assert measured.wave is not None and measured.zero_head is not None
     assert (measured.other_size is not None) == ("dynamic_img_size" in options_of(variant))
 
@@ -510,6 +512,12 @@ def test_weights_of_a_file(tmp_path):
     x = torch.randn(1, 3, 160, 160)
     assert torch.equal(model.run(x).logits, bare(x).detach())
     assert model.preprocess.source == f"timm:test_vit@{file}" and model.preprocess.height == 160
+    larger = load(f"timm:test_vit@{file}", image_size=192)
+    assert larger.parts.grid == (12, 12) and larger.preprocess.height == 192
+    own = {"file": str(file), "num_classes": 7}
+    resampled = timm.create_model("test_vit", pretrained=True, num_classes=7, img_size=192, pretrained_cfg_overlay=own)
+    x = torch.randn(1, 3, 192, 192)
+    assert torch.equal(larger.run(x).logits, resampled.eval()(x).detach())
     weights = {name: weight for name, weight in bare.state_dict().items() if not name.startswith("head.")}
     save_file(weights, file)
     assert load(f"timm:test_vit@{file}").output_site == "hook_pooled"
@@ -537,14 +545,13 @@ def test_a_folder_of_the_hubs_kind(tmp_path):
 
 def test_preprocessing_of_a_model_in_memory_is_timms_own():
     bare = randomise(timm.create_model("test_vit2", num_classes=3))
-    with pytest.warns(DefaultPreprocessing, match="default of timm"):
-        model = wrap(bare)
+    model = wrap(bare)
+    assert model.preprocess.source == "pretrained_cfg of the module"
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(bare), is_training=False)
     image = np.random.default_rng(0).integers(0, 256, (201, 177, 3), dtype=np.uint8)
     assert torch.equal(model.preprocess([image])[0], transform(Image.fromarray(image)))
     assert wrap(build("ViT: plain")).preprocess is None  # nothing is known of a model without a description
-    with pytest.warns(DefaultPreprocessing):
-        larger = wrap(bare, image_size=(176, 192))
+    larger = wrap(bare, image_size=(176, 192))
     assert larger.preprocess([image]).shape == (1, 3, 176, 192)
     assert larger.parts.grid == (11, 12)
 

@@ -36,13 +36,14 @@ def two_towers(model: nn.Module) -> None:
     """timm has no models of two towers."""
 
 
-def read(name: str) -> tuple[nn.Module, Any, None]:
+def read(name: str, *, image_size: int | tuple[int, int] | None = None) -> tuple[nn.Module, Any, None]:
     """Model and preprocessing of a published name, which timm downloads or has in its cache.
 
     Args:
         name: as `timm.create_model` takes it: `vit_base_patch16_224.augreg_in21k`, `hf-hub:<id>`, `local-dir:<folder>`.
             `<name>@<file>` takes the weights from a safetensors file instead. Where the hub has no safetensors, timm
             reads pickled weights with torch's restricted reader (`weights_only`).
+        image_size: make the model for images of this size: timm resamples its position embedding.
 
     Raises:
         MissingPackage: timm is not installed.
@@ -57,7 +58,8 @@ def read(name: str) -> tuple[nn.Module, Any, None]:
     if ":" not in architecture and not timm.is_model(architecture.partition(".")[0]):
         raise unknown("timm model", architecture, timm.list_models(pretrained=True))
     try:
-        model = timm.create_model(architecture, pretrained=True, **(_from_file(file) if at else {}))
+        more = {} if image_size is None else {"img_size": image_size}
+        model = timm.create_model(architecture, pretrained=True, **more, **(_from_file(file) if at else {}))
     except (OSError, RuntimeError) as error:
         raise BadData(
             f"timm could not make {name!r} with its weights: {type(error).__name__}: {str(error).strip()[:500]} "

@@ -116,7 +116,9 @@ def check_whole_patches(pixels: Tensor, geometry: dict[str, Any]) -> None:
         )
 
 
-def preprocess(model: nn.Module, *, source: str = "default of timm") -> Callable[[tuple[int, int]], Any] | None:
+def preprocess(
+    model: nn.Module, *, source: str = "pretrained_cfg of the module"
+) -> Callable[[tuple[int, int]], Any] | None:
     """(height, width) -> `Preprocess` of timm's own transform for evaluation, as the model's `pretrained_cfg` describes
     it; None where the model has no such description."""
     if not getattr(model, "pretrained_cfg", None) or model.in_chans != 3:

@@ -72,10 +72,11 @@ def two_towers(model: nn.Module) -> TwoTowers | None:
     return None if found is None else found(model)
 
 
-def read(path: Any) -> tuple[nn.Module, Any, Any]:
+def read(path: Any, *, image_size: Any = None) -> tuple[nn.Module, Any, Any]:
     """Model, image processor and tokenizer (None where missing) of a local folder or hub id.
 
-    Weights are read as safetensors only; remote code is never run.
+    Weights are read as safetensors only; remote code is never run. `image_size` needs nothing here: these models
+    interpolate their positions in every forward.
 
     Raises:
         BadData: not a model folder, or the hub cannot be reached.
