@@ -130,10 +130,13 @@ def two_towers(model: nn.Module) -> TwoTowers:
 
 
 def encode_ids(tokenizer: Any, texts: list[str], longest: int) -> Tensor:
-    """Token ids `[row token]` of texts in lower case, padded to `longest`, as both versions of SigLIP were trained: the
-    tower reads the last token, padding or not. (The tokenizer that is published with SigLIP 2 keeps capitals.)"""
+    """Token ids `[row token]`, padded to `longest` as the model was trained: the tower reads the last token, padding or
+    not. Both versions were trained on texts in lower case, which their own tokenizers see to; the checkpoints of SigLIP
+    2 name Gemma's, which keeps capitals, so it gets lower case."""
+    if "Gemma" in type(tokenizer).__name__:
+        texts = [text.lower() for text in texts]
     settings = {"padding": "max_length", "truncation": True, "max_length": longest, "return_tensors": "pt"}
-    return tokenizer([text.lower() for text in texts], **settings)["input_ids"]
+    return tokenizer(texts, **settings)["input_ids"]
 
 
 def variable_patches(model: nn.Module) -> TowerParts:

@@ -34,6 +34,8 @@ def vit(model: nn.Module) -> TowerParts:
     prefix = ("cls", "distillation") if name == "deit" else ("cls",)
     n_prefix = len(prefix)
     size, patch = pair(embeddings.image_size), pair(embeddings.patch_size)
+    # Upstream's interpolation reshapes positions to a square grid, and divides by the patch size as one number.
+    interpolates = isinstance(embeddings.patch_size, int) and size[0] == size[1]
     reads, project, head = (0,), None, getattr(model, "classifier", None)
     if hasattr(model, "distillation_classifier"):
         reads = (0, 1)
@@ -68,7 +70,7 @@ def vit(model: nn.Module) -> TowerParts:
         head=head,
         prefix=prefix,
         image_size=size,
-        sizes="asked",
+        sizes="asked" if interpolates else "one",
         patch_size=patch,
         channels=config.num_channels,
         n_tokens=(size[0] // patch[0]) * (size[1] // patch[1]) + n_prefix,

@@ -10,10 +10,12 @@ import pytest
 import torch
 from einops import einsum
 from torch import nn
+from transformers import ViTConfig, ViTModel
 
 import mechvis
 from mechvis.clip import HookedCLIP
-from mechvis.errors import DefaultPreprocessing, ParityError, ShapeMismatch, UnsupportedModel
+from mechvis.data.preprocess import plain_scaling
+from mechvis.errors import BadData, DefaultPreprocessing, ParityError, ShapeMismatch, UnsupportedModel
 from mechvis.models import transformers as maps
 from mechvis.models.load import check_parity, wrap
 from mechvis.models.transformers import beit, dino, siglip
@@ -402,16 +404,32 @@ def test_siglip_zero_shot_classifier_has_pooling_heads():
     assert_close(total, run.cache["pool.hook_attn_out"], 1e-13)
 
 
-def test_siglip_texts_are_padded_to_the_longest_and_lower_case():
-    asked = []
+def test_siglip_texts_are_padded_to_the_longest_and_gemmas_tokenizer_gets_lower_case():
+    class Tokenizer:
+        def __init__(self):
+            self.asked = []
 
-    def tokenizer(texts, **settings):
-        asked.append((texts, settings))
-        return {"input_ids": torch.zeros(len(texts), settings["max_length"], dtype=torch.int64)}
+        def __call__(self, texts, **settings):
+            self.asked.append((texts, settings))
+            return {"input_ids": torch.zeros(len(texts), settings["max_length"], dtype=torch.int64)}
 
-    assert siglip.encode_ids(tokenizer, ["A Star", "É"], 12).shape == (2, 12)
+    class GemmaTokenizer(Tokenizer):
+        pass
+
     settings = {"padding": "max_length", "truncation": True, "max_length": 12, "return_tensors": "pt"}
-    assert asked == [(["a star", "é"], settings)]
+    for kind, expected in ((Tokenizer, ["A Star", "É"]), (GemmaTokenizer, ["a star", "é"])):
+        tokenizer = kind()
+        assert siglip.encode_ids(tokenizer, ["A Star", "É"], 12).shape == (2, 12)
+        assert tokenizer.asked == [(expected, settings)]
+
+
+def test_oblong_images_where_upstream_does_not_interpolate():
+    shape = {"hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 32}
+    config = ViTConfig(**shape, image_size=(12, 16), patch_size=4)
+    bare = ViTModel(config).eval()
+    assert wrap(bare, preprocess=plain_scaling(12, 16)).parts.grid == (3, 4)
+    with pytest.raises(BadData, match=r"images of \(12, 16\) pixels only"):
+        wrap(bare, preprocess=plain_scaling(12, 16), image_size=24)
 
 
 def test_siglip_text_is_read_at_its_last_token_padding_or_not():
