@@ -193,7 +193,11 @@ class Face(nn.Module):
         if isinstance(output, str) and output == "logit_diff":
             if target is None or contrast is None:
                 raise BadData("logit_diff needs target= and contrast=, each a class or one class per example.")
-            self._labels = (self._classes(target), self._classes(contrast))
+            self._labels = one, other = self._classes(target), self._classes(contrast)
+            if one.ndim and other.ndim and len(one) != len(other):
+                raise ShapeMismatch(f"target names {len(one)} classes, contrast {len(other)}.")
+            if (one == other).any():
+                raise BadData("target and contrast are the same class (of some example): their difference is zero.")
             self.columns = ("logit_diff",)
             return self._difference
         wanted = [output] if isinstance(output, (int, str)) else list(output)

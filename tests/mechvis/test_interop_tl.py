@@ -424,10 +424,15 @@ def test_a_norm_behind_the_heads_is_no_sum(pixels):
 PATCHING = {
     "attn_head_out_all_pos": ("attn.hook_z", ("head",)),
     "attn_head_q_all_pos": ("attn.hook_q", ("head",)),
+    "attn_head_k_all_pos": ("attn.hook_k", ("head",)),
+    "attn_head_v_all_pos": ("attn.hook_v", ("head",)),
     "attn_head_pattern_all_pos": ("attn.hook_pattern", ("head",)),
     "attn_head_out_by_pos": ("attn.hook_z", ("token", "head")),
+    "attn_head_q_by_pos": ("attn.hook_q", ("token", "head")),
+    "attn_head_k_by_pos": ("attn.hook_k", ("token", "head")),
     "attn_head_v_by_pos": ("attn.hook_v", ("token", "head")),
     "attn_head_pattern_by_pos": ("attn.hook_pattern", ("head", "token")),
+    "attn_head_pattern_dest_src_pos": ("attn.hook_pattern", ("head", "token", "unit")),
     "resid_pre": ("hook_resid_pre", ("token",)),
     "resid_mid": ("hook_resid_mid", ("token",)),
     "attn_out": ("hook_attn_out", ("token",)),
@@ -435,9 +440,12 @@ PATCHING = {
 }
 
 
-@pytest.mark.parametrize("name", PATCHING)
-@pytest.mark.parametrize("which", ["ViT", "zero-shot CLIP"])
-def test_its_patching_sweeps_are_our_patch_edits(name, which):
+@pytest.mark.parametrize(
+    "which,name",
+    [("ViT", name) for name in PATCHING]
+    + [("zero-shot CLIP", name) for name in ("attn_head_out_all_pos", "attn_head_pattern_by_pos", "resid_pre")],
+)
+def test_its_patching_sweeps_are_our_patch_edits(which, name):
     from transformer_lens import patching
 
     site, axes = PATCHING[name]
@@ -452,7 +460,7 @@ def test_its_patching_sweeps_are_our_patch_edits(name, which):
         view = ByToken(model, corrupt)
         given = (view, view.tokens) if "token" in axes else (model, corrupt)
         theirs = getattr(patching, f"get_act_patch_{name}")(*given, cache, metric)
-        sizes = {"head": 4, "token": 10}
+        sizes = {"head": 4, "token": 10, "unit": 10}
         assert theirs.shape == (3, *(sizes[axis] for axis in axes))
         source = model.run(clean, capture="*").cache  # every site, as theirs: attention is explicit then
         for layer in range(3):
@@ -462,6 +470,42 @@ def test_its_patching_sweeps_are_our_patch_edits(name, which):
                     warnings.simplefilter("ignore", EffectlessEdit)  # the last block at tokens that are not read
                     run = model.run(corrupt, edits=edits.patch(f"blocks.{layer}.{site}", source, **where))
                 assert torch.equal(theirs[(layer, *index)], metric(run.logits)), f"{layer} {where}"
+
+
+def test_stacked_sweeps_run(pixels):
+    from transformer_lens import patching
+
+    model = MODELS["ViT"](torch.float32)
+    clean, corrupt = tiny_input("vit", n=1), tiny_input("vit", n=1, seed=5)
+    with torch.no_grad():
+        _, cache = model.run_with_cache(clean)
+        view = ByToken(model, corrupt)
+        given = (view, view.tokens, cache, lambda logits: logits[:, 1].mean())
+        assert patching.get_act_patch_attn_head_all_pos_every(*given).shape == (5, 3, 4)
+        assert patching.get_act_patch_block_every(*given).shape == (3, 3, 10)
+        assert patching.get_act_patch_attn_head_by_pos_every(*given).shape == (5, 3, 10, 4)
+
+
+def test_what_asks_for_a_bridge_fails_and_says_so(pixels):
+    from transformer_lens import patching
+    from transformer_lens.tools.analysis import attribution_patching
+
+    model = MODELS["ViT"](torch.float32)
+    _, cache = model.run_with_cache(pixels.float())
+    with pytest.raises(AttributeError, match="set_use_split_qkv_input"):
+        patching.get_act_patch_direct_path(model, pixels.float(), cache, cache, torch.sum, 0, 1)
+    with pytest.raises(ValueError, match="token tensors"):
+        attribution_patching.attribution_patch(model, pixels.float(), pixels.float(), torch.sum)
+
+
+def test_its_direct_logit_attribution_adds_up(any_model, pixels):
+    from transformer_lens.tools.analysis.direct_logit_attribution import direct_logit_attribution
+
+    with torch.no_grad():
+        logits, cache = any_model.run_with_cache(pixels)
+        shares = direct_logit_attribution(any_model, pixels, answer_tokens=1, incorrect_tokens=2, pos=0).attribution
+        constant = cache.constant_logits()
+        assert_close(shares.sum(0) + constant[:, 1] - constant[:, 2], logits[:, 1] - logits[:, 2], 1e-11)
 
 
 def test_pixels_are_no_tokens(model, pixels):

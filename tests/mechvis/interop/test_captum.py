@@ -246,6 +246,8 @@ def test_outputs(model, pixels):
         ({"output": 2.5}, TypeError, "float"),
         ({"output": "logit_diff", "target": 1}, BadData, "contrast="),
         ({"output": 3, "target": 1}, BadData, "logit_diff"),
+        ({"output": "logit_diff", "target": [1, 4], "contrast": 4}, BadData, "the same class"),
+        ({"output": "logit_diff", "target": [1, 4], "contrast": [0, 1, 2]}, ShapeMismatch, "target names 2 classes"),
         ({"edits": [edits.zero("blocks.1.attn.hook_zz")]}, UnknownSite, "Nearest"),
     ],
 )
