@@ -18,13 +18,12 @@ Example:
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mechvis.axes import Pixels
 from mechvis.cache import Cache
 from mechvis.edits import Edit
 from mechvis.errors import BadData, OutOfRange, RefusedMethod, ShapeMismatch, TrainMode, unknown
@@ -84,11 +83,11 @@ class Face(nn.Module):
         self._read = self._reader(output, target, contrast)
         self._sources = any(map(_of_examples, self.edits))
 
-    def forward(self, pixels: Pixels, example_id: Ids | None = None) -> Float[Tensor, "image column"]:
+    def forward(self, pixels: Tensor, example_id: Tensor | None = None) -> Float[Tensor, "image column"]:
         """The output for a batch.
 
         Args:
-            pixels: images, in any number and order.
+            pixels: images `[image channel height width]`, in any number and order.
             example_id: for each row, which example it is a variant of; needed where edits or classes belong to single
                 examples.
 
@@ -160,11 +159,14 @@ class Face(nn.Module):
         ]
         return (lines[0][:, None] * (size[1] // self.patch_size[1]) + lines[1])[None, None]
 
-    def to_patches(
-        self, attributions: Float[Tensor, "image channel height width"], reduce: Literal["sum", "mean"] = "sum"
-    ) -> Float[Tensor, "image down across"]:
-        """Attributions of pixels per patch: their sum, or their mean (of feature-wise methods, which write the same
-        number at every pixel of a feature)."""
+    def to_patches(self, attributions: Tensor, reduce: str = "sum") -> Float[Tensor, "image down across"]:
+        """Attributions of pixels per patch.
+
+        Args:
+            attributions: `[image channel height width]`.
+            reduce: `"sum"`, or `"mean"` (of feature-wise methods, which write the same number at every pixel of a
+                feature).
+        """
         if reduce not in ("sum", "mean"):
             raise unknown("way to reduce", reduce, ("sum", "mean"))
         if attributions.ndim != 4 or any(n < p for n, p in zip(attributions.shape[2:], self.patch_size, strict=True)):
@@ -231,7 +233,7 @@ class Face(nn.Module):
         """Do edits or classes belong to single examples?"""
         return self._sources or any(labels.ndim > 0 for labels in self._labels)
 
-    def _ids(self, pixels: Tensor, example_id: Ids | None) -> Ids | None:
+    def _ids(self, pixels: Tensor, example_id: Tensor | None) -> Ids | None:
         if not self.needs_ids:
             return None
         if example_id is None:

@@ -22,7 +22,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechvis.axes import Pixels
 from mechvis.errors import BadData, FailedCheck, MissingPackage, NotFinite, RefusedMethod, ShapeMismatch, unknown
 from mechvis.face import Face
 
@@ -86,8 +85,8 @@ INNER = ("saliency", "input_x_gradient", "integrated_gradients")
 
 
 def attribute(
-    face: Face,
-    pixels: Pixels,
+    face: Any,
+    images: Any,
     method: str | type = "integrated_gradients",
     *,
     target: int | str | Sequence[int | str] | Tensor | None = None,
@@ -101,7 +100,7 @@ def attribute(
 
     Args:
         face: `model.face(...)`.
-        pixels: images, or an `ImageSet`.
+        images: pixels `[image channel height width]`, or an `ImageSet`.
         method: a name of `METHODS`, or the captum class itself.
         target: column of the face's output by index or name, or one per image; may be left out if there is one column.
         of: for `noise_tunnel`: the method whose attributions are averaged over noise.
@@ -130,7 +129,7 @@ def attribute(
     name, how = _method(method)
     if not isinstance(face, Face):
         raise BadData(f"attribute takes a face, got {type(face).__name__}: model.face(...).")
-    pixels = face.model.inputs(pixels).detach()
+    pixels = face.model.inputs(images).detach()
     ids = torch.arange(len(pixels), device=pixels.device) if example_id is None else example_id
     columns = _columns(face, pixels, ids, target)
     engine = _engine(how, face, of)
