@@ -15,9 +15,11 @@ from torch import Tensor
 from mechvis.errors import OutOfRange, ShapeMismatch, unknown
 
 Logits = Float[Tensor, "*rows image class"]
+Clean = Float[Tensor, "*clean_rows image class"]
+"""The clean run's logits: one row per image where `logits` has one per edit and image."""
 PerImage = Float[Tensor, "*rows image"]
 Classes = Int[Tensor, " image"]
-Metric = Callable[[Logits, Classes, Classes, Logits], PerImage]
+Metric = Callable[[Logits, Classes, Classes, Clean], PerImage]
 
 
 def _of(logits: Logits, classes: Classes) -> PerImage:
@@ -25,38 +27,38 @@ def _of(logits: Logits, classes: Classes) -> PerImage:
     return logits.gather(-1, index)[..., 0]
 
 
-def logit(logits: Logits, target: Classes, contrast: Classes, clean: Logits) -> PerImage:
+def logit(logits: Logits, target: Classes, contrast: Classes, clean: Clean) -> PerImage:
     """Logit of the target class, in logits."""
     return _of(logits, target)
 
 
-def logit_diff(logits: Logits, target: Classes, contrast: Classes, clean: Logits) -> PerImage:
+def logit_diff(logits: Logits, target: Classes, contrast: Classes, clean: Clean) -> PerImage:
     """Logit of the target minus that of the contrast class (the clean run's runner-up), in logits."""
     return _of(logits, target) - _of(logits, contrast)
 
 
-def log_odds(logits: Logits, target: Classes, contrast: Classes, clean: Logits) -> PerImage:
+def log_odds(logits: Logits, target: Classes, contrast: Classes, clean: Clean) -> PerImage:
     """Logit of the target minus logsumexp of all others, in nats."""
     others = logits.masked_fill(F.one_hot(target, logits.shape[-1]).bool(), float("-inf"))
     return _of(logits, target) - others.logsumexp(-1)
 
 
-def logprob(logits: Logits, target: Classes, contrast: Classes, clean: Logits) -> PerImage:
+def logprob(logits: Logits, target: Classes, contrast: Classes, clean: Clean) -> PerImage:
     """Log-probability of the target class, in nats."""
     return _of(logits.log_softmax(-1), target)
 
 
-def prob(logits: Logits, target: Classes, contrast: Classes, clean: Logits) -> PerImage:
+def prob(logits: Logits, target: Classes, contrast: Classes, clean: Clean) -> PerImage:
     """Probability of the target class."""
     return _of(logits.softmax(-1), target)
 
 
-def accuracy(logits: Logits, target: Classes, contrast: Classes, clean: Logits) -> PerImage:
+def accuracy(logits: Logits, target: Classes, contrast: Classes, clean: Clean) -> PerImage:
     """1 where the target class has the largest logit."""
     return (logits.argmax(-1) == target).to(logits.dtype)
 
 
-def kl(logits: Logits, target: Classes, contrast: Classes, clean: Logits) -> PerImage:
+def kl(logits: Logits, target: Classes, contrast: Classes, clean: Clean) -> PerImage:
     """-KL(clean || edited), summed over classes, in nats (0 = unchanged).
 
     Some circuit code averages over classes instead (methods.md 0.4); divide by the number of classes to compare.
@@ -65,7 +67,7 @@ def kl(logits: Logits, target: Classes, contrast: Classes, clean: Logits) -> Per
     return -(log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def js(logits: Logits, target: Classes, contrast: Classes, clean: Logits) -> PerImage:
+def js(logits: Logits, target: Classes, contrast: Classes, clean: Clean) -> PerImage:
     """-JS(clean, edited), in nats (0 = unchanged, -ln 2 = disjoint)."""
     return -jensen_shannon(clean.softmax(-1), logits.softmax(-1))
 
