@@ -72,8 +72,9 @@ def js(logits: Logits, target: Classes, contrast: Classes, clean: Clean) -> PerI
     return -jensen_shannon(clean.softmax(-1), logits.softmax(-1))
 
 
-def jensen_shannon(p: Float[Tensor, "*rows class"], q: Float[Tensor, "*rows class"]) -> Float[Tensor, "*rows"]:
-    """Jensen-Shannon divergence of two distributions, in nats: symmetric, between 0 and ln 2.
+def jensen_shannon(p: Float[Tensor, "*p_rows class"], q: Float[Tensor, "*rows class"]) -> Float[Tensor, "*rows"]:
+    """Jensen-Shannon divergence of two distributions, in nats: symmetric, between 0 and ln 2; `p` may lack leading axes
+    that `q` has.
 
     Computed in float64, since it is a difference of nearly equal numbers when p and q are close.
 
