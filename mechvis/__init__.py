@@ -27,14 +27,16 @@ __all__ = publish(
         "ImageSet": "mechvis.data.images",
         "HookedViT": "mechvis.hooked",
         "HookedCLIP": "mechvis.clip",
+        "Face": "mechvis.face",
     },
-    ("axes", "data", "edits", "errors", "metrics", "stats", "testing"),
+    ("axes", "data", "edits", "errors", "interop", "metrics", "stats", "testing"),
 )
 
 if TYPE_CHECKING:  # for editors and type checkers
-    from mechvis import axes, data, edits, errors, metrics, stats, testing
+    from mechvis import axes, data, edits, errors, interop, metrics, stats, testing
     from mechvis.clip import HookedCLIP
     from mechvis.data.images import ImageSet
+    from mechvis.face import Face
     from mechvis.hooked import HookedViT
     from mechvis.means import means
     from mechvis.models.load import load

@@ -172,7 +172,7 @@ class HookedViT(HookedRootModule):
         start = self._layer(start_at_layer, "start_at_layer")
         stop = None if stop_at_layer is None else self._layer(stop_at_layer, "stop_at_layer")
         layout = self._layout(inputs, start, size)
-        x = self.parts.embed(inputs) if start == 0 else inputs
+        x = self.parts.embed(inputs) if start == 0 else self._own(inputs, start, active)
         if active is not None and active.keep_graph and not x.requires_grad:
             # Frozen weights: the graph starts here, so that gradients reach every site all the same.
             x = x.detach().requires_grad_(True)
@@ -183,6 +183,11 @@ class HookedViT(HookedRootModule):
             else:
                 x = plain.plain(self.parts.blocks[layer], x, layout)
         return x if stop is not None else self._read_out(x, inputs, active)
+
+    def _own(self, stream: Tensor, start: int, active: Active | None) -> Tensor:
+        """A given stream, copied where a hook or a watcher might write into it."""
+        hooked = start < len(self.blocks) and _hooked(self.blocks[start].hook_resid_pre)
+        return stream.clone() if hooked or (active is not None and active.watcher is not None) else stream
 
     def _layout(self, inputs: Tensor, start: int, size: tuple[int, int] | None) -> Layout:
         """What the blocks need to know of the image's size."""

@@ -27,15 +27,15 @@ def test_trace(outcome, check):
 def test_nnsight_stays_out_until_it_is_asked_for():
     code = """
 import sys, torch
-import mechvis, mechvis.interop.nnsight
+import mechvis
 from mechvis import edits
 model = mechvis.load("scenes-vit")
 pixels = torch.zeros(1, 3, *model.parts.image_size)
 model.run(pixels, edits=[edits.zero("blocks.0.attn.hook_z", heads=[1])], capture="*")
 model.run_with_cache(pixels)
-backward = torch.Tensor.backward
+backward, bridge = torch.Tensor.backward, mechvis.interop.nnsight
 assert "nnsight" not in sys.modules and not hasattr(3, "save")
-mechvis.interop.nnsight.trace(model)
+bridge.trace(model)
 assert "nnsight" in sys.modules and torch.Tensor.backward is not backward
 import beartype, jaxtyping  # beartype could not be imported after nnsight if trace had not done so before
 print("late")

@@ -61,7 +61,9 @@ def _takes_anything(function):
 def test_no_keyword_vanishes(model, pixels):
     """TL #1680, MambaLens #4: a keyword that is accepted and never applied."""
     allowed = {"HookedViT.run_with_cache", "HookedViT.add_hook", "attribute"}
+    # torch's own, which are handed on
     allowed |= {f"HookedViT.{name}" for name in ("named_parameters", "state_dict", "load_state_dict")}
+    allowed |= {"Face.named_parameters", "HookedCLIP.to"}
     found = set()
     for name in mechvis.__all__:
         thing = getattr(mechvis, name)
@@ -73,7 +75,7 @@ def test_no_keyword_vanishes(model, pixels):
             found.add(name)
     for function in (captum_bridge.attribute, nnsight_bridge.trace):
         found |= {function.__name__} if _takes_anything(function) else set()
-    assert found <= allowed | {"HookedCLIP.to"}, found - allowed
+    assert found <= allowed, found - allowed
     with pytest.raises(TypeError, match="name_filter"):
         model.run_with_cache(pixels, name_filter="*hook_z")
     with pytest.raises(TypeError, match="fwd_hook"):
@@ -114,6 +116,19 @@ def test_the_order_of_registration_changes_nothing(model, pixels):
     ours = [edits.scale(name, 0.5) for name, _ in hooks]
     assert torch.equal(model.run(pixels, edits=ours).logits, model.run(pixels, edits=ours[::-1]).logits)
     assert_close(one.detach(), model.run(pixels, edits=ours).logits, 1e-13)
+
+
+def test_a_hook_that_writes_in_place_leaves_the_given_stream(model, pixels):
+    def clear(x, hook):
+        x[:] = 0
+
+    cache = model.run(pixels, capture="blocks.1.hook_resid_pre").cache
+    stream = cache["resid_pre", 1]
+    kept = stream.clone()
+    hooked = model.run_with_hooks(stream, fwd_hooks=[("blocks.1.hook_resid_pre", clear)], start_at_layer=1)
+    assert torch.equal(stream, kept) and torch.equal(cache["resid_pre", 1], kept)
+    edited = model.run(pixels, edits=edits.zero("blocks.1.hook_resid_pre")).logits
+    assert torch.equal(hooked.detach(), edited)
 
 
 def test_caches_and_faces_die(pixels):
