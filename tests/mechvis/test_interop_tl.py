@@ -1,9 +1,6 @@
-"""The familiar surfaces: transformer_lens on the wrapped model, and three independent oracles for one ablation."""
+"""transformer_lens on the wrapped model, and independent oracles for one ablation (nnsight: interop/traces.py)."""
 
 import copy
-import subprocess
-import sys
-import textwrap
 import warnings
 from dataclasses import replace
 
@@ -563,34 +560,3 @@ def test_head_ablation_equals_a_raw_torch_hook(attention):
             handle.remove()
             ours = model.run(pixels, edits=[edits.zero(f"blocks.{layer}.attn.hook_z", heads=[head])]).logits
             assert torch.equal(ours, expected), (layer, head)
-
-
-def test_head_ablation_equals_nnsight_on_the_bare_model(tmp_path):
-    # In a process of its own: importing nnsight changes Tensor.backward and clashes with beartype.
-    script = """
-        import torch, warnings
-        warnings.simplefilter("ignore")
-        torch.set_num_threads(1)
-        from nnsight import NNsight
-        from mechvis import edits
-        from mechvis.models.load import wrap
-        from mechvis.testing import tiny, tiny_input, tiny_preprocess
-
-        bare, pixels = tiny("vit"), tiny_input("vit")
-        model, traced = wrap(bare, preprocess=tiny_preprocess()), NNsight(bare)
-        for layer, head in ((0, 1), (1, 2), (2, 3)):
-            with torch.no_grad(), traced.trace(pixels):
-                traced.vit.layers[layer].attention.o_proj.input[..., 4 * head : 4 * head + 4] = 0
-                theirs = traced.output.logits.save()
-            ours = model.run(pixels, edits=[edits.zero(f"blocks.{layer}.attn.hook_z", heads=[head])]).logits
-            assert torch.equal(ours, theirs), (layer, head, float((ours - theirs).abs().max()))
-            with torch.no_grad(), traced.trace(pixels):
-                z = traced.vit.layers[layer].attention.o_proj.input.save()
-            captured = model.run(pixels, capture="*hook_z").cache["z", layer]
-            assert torch.equal(captured.flatten(2), z)
-        print("equal")
-    """
-    path = tmp_path / "ablate.py"  # nnsight reads the source of the block that traces, so it has to be in a file
-    path.write_text(textwrap.dedent(script))
-    done = subprocess.run([sys.executable, path], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and "equal" in done.stdout, done.stderr[-2000:]

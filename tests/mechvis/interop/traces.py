@@ -65,6 +65,23 @@ def every_site(model, inputs):
             assert torch.equal(logits, run.output), name
 
 
+def check_nnsight_on_the_bare_model_gives_the_same():
+    """An oracle that knows nothing of ours: the same ablation and the same z by nnsight on the user's module."""
+    from nnsight import NNsight
+
+    bare = tiny("vit")
+    model, theirs = wrap(bare, preprocess=tiny_preprocess()), NNsight(bare)
+    for layer, head in ((0, 1), (1, 2), (2, 3)):
+        with torch.no_grad(), theirs.trace(PIXELS):
+            theirs.vit.layers[layer].attention.o_proj.input[..., 4 * head : 4 * head + 4] = 0
+            logits = theirs.output.logits.save()
+        site = f"blocks.{layer}.attn.hook_z"
+        assert torch.equal(model.run(PIXELS, edits=edits.zero(site, heads=[head])).logits, logits), site
+        with torch.no_grad(), theirs.trace(PIXELS):
+            z = theirs.vit.layers[layer].attention.o_proj.input.save()
+        assert torch.equal(model.run(PIXELS, capture=site).cache[site].flatten(2), z), site
+
+
 def check_edits_in_place_are_our_edits():
     model, ours = vit(), edits
     traced = trace(model)
