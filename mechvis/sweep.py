@@ -11,17 +11,19 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mechvis import engine as engines
 from mechvis import metrics as metric_functions
 from mechvis.data.images import ImageSet, refuse_overlap
-from mechvis.engine import Job, Views
+from mechvis.engine import Job
 from mechvis.errors import BadData, ShapeMismatch, SplitOverlap, unknown
 from mechvis.labels import with_model_classes
 from mechvis.means import Means, means
@@ -33,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 EDITS = ("zero", "mean", "mean_positional", "resample", "patch")
 REFERENCE_SHARE = 1 / 3
+
+Part = range | np.ndarray
+"""Positions of some images."""
 
 
 def sweep(
@@ -87,8 +92,171 @@ def sweep(
         >>> effects = mechvis.sweep(model, images, units="heads", edit="zero", metric="logit_diff")   # doctest: +SKIP
         >>> effects.top(3)                                                                            # doctest: +SKIP
     """
-    from mechvis.provenance import provenance
+    prepared = prepare(
+        model,
+        images,
+        units=units,
+        edit=edit,
+        metric=metric,
+        labels=labels,
+        reference=reference,
+        source=source,
+        layers=layers,
+        engine=engine,
+        seed=seed,
+        allow_overlap=allow_overlap,
+    )
+    n, listed = len(prepared.images), prepared.units
+    started = time.perf_counter()
+    found = engines.compute(
+        prepared.job(plan=prepared.plan() if out else None),
+        engine=engine,
+        budget=budget,
+        folder=Path(out) / "pieces" if out else None,
+        progress=progress,
+        what=f"{edit} {'/'.join(prepared.kinds)}",
+    )
+    seconds = time.perf_counter() - started
+    result = Result.from_values(
+        f"{'_'.join(prepared.kinds)}_sweep",
+        prepared.title,
+        [unit.row() for unit in listed],
+        {name: found[name] for name, _ in prepared.metrics},
+        images=image_table(prepared.images),
+        provenance=prepared.provenance(
+            timings={"sweep": round(seconds, 3), "rows_per_second": round(n * len(listed) / seconds, 1)}
+        ),
+        baseline={name: float(found[f"clean/{name}"].mean()) for name, _ in prepared.metrics},
+        seed=seed,
+    )
+    if out:
+        result.save(Path(out))
+    return result
 
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prepared:
+    """What is settled before anything is computed; every kind of sweep starts from here."""
+
+    model: Any
+    """A wrapped model."""
+    images: Any
+    """The images to evaluate (without those that were set aside as reference)."""
+    units: Sequence[Unit]
+    """What to ablate, sorted by layer."""
+    metrics: Sequence[tuple[str, Callable]]
+    """Name and function of each metric; the first is the one that decides where one has to."""
+    edit: str
+    """One of `EDITS`."""
+    labels: Tensor | None
+    """Label of each image, or None to measure against the predicted classes."""
+    means: Means | None
+    """For the edits by means."""
+    pixels: Callable[[Part], Tensor]
+    """Reads some images."""
+    source: Callable[[Part], Tensor] | None
+    """For resample and patch: the images whose activations are put in."""
+    settings: dict[str, Any]
+    """What was asked for, as JSON can hold it."""
+
+    @property
+    def kinds(self) -> list[str]:
+        """Kinds of the units."""
+        return sorted({unit.kind for unit in self.units})
+
+    @property
+    def title(self) -> str:
+        """What is done, in words."""
+        return f"{self.edit} ablation of {', '.join(self.kinds)}"
+
+    def job(
+        self, units: Sequence[Unit] | None = None, order: np.ndarray | None = None, plan: dict[str, Any] | None = None
+    ) -> Job:
+        """What the engine is to compute.
+
+        Args:
+            units: some of the units, sorted by layer; default: all.
+            order: positions of the images to use, in this order; default: all.
+            plan: what identifies the job in its ledger.
+        """
+        units = self.units if units is None else units
+
+        def at(part: range) -> Part:
+            return part if order is None else order[part.start : part.stop]
+
+        def measure(clean: Tensor, edited: Tensor, part: range) -> dict[str, Tensor]:
+            clean, edited = clean[0], edited[:, 0]
+            target, contrast = self.classes(clean, at(part))
+            found = {}
+            for name, function in self.metrics:
+                before = function(clean, target, contrast, clean)
+                found[f"clean/{name}"] = before
+                found[name] = before - function(edited, target, contrast, clean)
+            return found
+
+        foreign = self.edit in ("resample", "patch")
+        return Job(
+            model=self.model,
+            n_images=len(self.images) if order is None else len(order),
+            views=lambda part: self.pixels(at(part))[None],
+            units=units,
+            replace=lambda views, part: self.replacement(units, at(part)),
+            measure=measure,
+            plan=plan,
+            bytes_per_image=_captured_bytes(self.model, units) if foreign else 0,
+        )
+
+    def classes(self, clean: Tensor, part: Part) -> tuple[Tensor, Tensor]:
+        """Target and contrast class of some images, by their clean logits `[image class]`."""
+        given = None if self.labels is None else self.labels[_index(part)]
+        return metric_functions.classes_of(clean, given)
+
+    def replacement(self, units: Sequence[Unit], part: Part) -> Replacement:
+        """What takes the place of the units' activations on some images."""
+        if self.edit == "zero":
+            return lambda site: None
+        if self.means is not None:
+            values = self.means
+            if self.edit == "mean":
+                return lambda site: values[site].mean(0, keepdim=True).expand_as(values[site])[None]
+            return lambda site: values[site][None]
+        pixels = self.source(part).to(self.model.device, self.model.dtype)
+        return self.model.run(pixels, capture=sorted({unit.site for unit in units})).cache.__getitem__
+
+    def plan(self) -> dict[str, Any]:
+        """What identifies the sweep in a ledger."""
+        return {
+            "model": self.model.fingerprint,
+            "data": _identity(self.images),
+            "n": len(self.images),
+            **self.settings,
+        }
+
+    def provenance(self, **more: Any) -> dict:
+        """Where the result comes from."""
+        from mechvis.provenance import provenance
+
+        facts = {**self.settings, "units": len(self.units), "reference_images": getattr(self.means, "n", None)}
+        images = self.images if isinstance(self.images, ImageSet) else None
+        return provenance(model=self.model, images=images, seed=self.settings["seed"], sweep=facts, **more)
+
+
+def prepare(
+    model: Any,
+    images: Any,
+    *,
+    units: str | Sequence[Unit],
+    edit: str,
+    metric: str | Callable | Sequence[str | Callable],
+    labels: str | None,
+    reference: Any,
+    source: Any,
+    layers: Iterable[int] | None,
+    engine: str,
+    seed: int,
+    allow_overlap: bool,
+) -> Prepared:
+    """Check and settle the arguments of :func:`sweep`; the errors are those listed there."""
     if edit not in EDITS:
         raise unknown("edit", edit, EDITS)
     if model.parts.head is None:
@@ -99,77 +267,31 @@ def sweep(
     if len(images) == 0:
         raise BadData("a sweep needs at least one image.")
     listed = units_of(model, units, layers)
-    kinds = {unit.kind for unit in listed}
     if isinstance(images, ImageSet) and labels != "predicted":
         images = with_model_classes(images, model)
     reference, images = _reference(edit, reference, images, seed, allow_overlap)
-    n = len(images)
     label_tensor = _labels(images, labels)
-    values = _means_of(model, reference, kinds, listed) if edit in ("mean", "mean_positional") else None
-    pixels_of = _reader(model, images)
-    replace = _replacement(model, edit, listed, values, _sources(model, edit, images, source, seed), pixels_of)
-
-    def measure(clean: Tensor, edited: Tensor, positions: range) -> dict[str, Tensor]:
-        clean, edited = clean[0], edited[:, 0]
-        given = None if label_tensor is None else label_tensor[positions.start : positions.stop]
-        target, contrast = metric_functions.classes_of(clean, given)
-        found = {}
-        for name, function in chosen:
-            before = function(clean, target, contrast, clean)
-            found[f"clean/{name}"] = before
-            found[name] = before - function(edited, target, contrast, clean)
-        return found
-
-    settings = {
-        "units": [f"{unit.kind} {unit.name}" for unit in listed],
-        "edit": edit,
-        "metrics": [_metric_identity(name, function) for name, function in chosen],
-        "seed": seed,
-        "labels": "given" if label_tensor is not None else "predicted",
-        "engine": engine,
-        "reference": _identity(reference),
-        "source": _identity(source),
-    }
-    plan = {"model": model.fingerprint, "data": _identity(images), "n": n, **settings} if out else None
-    job = Job(
+    return Prepared(
         model=model,
-        n_images=n,
-        views=lambda part: pixels_of(part)[None],
+        images=images,
         units=listed,
-        replace=replace,
-        measure=measure,
-        plan=plan,
-        bytes_per_image=_captured_bytes(model, listed) if edit in ("resample", "patch") else 0,
+        metrics=chosen,
+        edit=edit,
+        labels=label_tensor,
+        means=_means_of(model, reference, listed) if edit in ("mean", "mean_positional") else None,
+        pixels=_reader(model, images),
+        source=_sources(model, edit, images, source, seed),
+        settings={
+            "units": [f"{unit.kind} {unit.name}" for unit in listed],
+            "edit": edit,
+            "metrics": [_metric_identity(name, function) for name, function in chosen],
+            "seed": seed,
+            "labels": "given" if label_tensor is not None else "predicted",
+            "engine": engine,
+            "reference": _identity(reference),
+            "source": _identity(source),
+        },
     )
-    started = time.perf_counter()
-    found = engines.compute(
-        job,
-        engine=engine,
-        budget=budget,
-        folder=Path(out) / "pieces" if out else None,
-        progress=progress,
-        what=f"{edit} {'/'.join(sorted(kinds))}",
-    )
-    seconds = time.perf_counter() - started
-    result = Result.from_values(
-        f"{'_'.join(sorted(kinds))}_sweep",
-        f"{edit} ablation of {', '.join(sorted(kinds))}",
-        [unit.row() for unit in listed],
-        {name: found[name] for name, _ in chosen},
-        images=_image_table(images),
-        provenance=provenance(
-            model=model,
-            images=images if isinstance(images, ImageSet) else None,
-            seed=seed,
-            sweep={**settings, "units": len(listed), "reference_images": getattr(values, "n", None)},
-            timings={"sweep": round(seconds, 3), "rows_per_second": round(n * len(listed) / seconds, 1)},
-        ),
-        baseline={name: float(found[f"clean/{name}"].mean()) for name, _ in chosen},
-        seed=seed,
-    )
-    if out:
-        result.save(Path(out))
-    return result
 
 
 def _captured_bytes(model: Any, listed: Sequence[Unit]) -> int:
@@ -178,17 +300,21 @@ def _captured_bytes(model: Any, listed: Sequence[Unit]) -> int:
     return sum(prod(size for size in axes if size) for axes in sizes) * torch.finfo(model.dtype).bits // 8
 
 
-def _reader(model: Any, images: Any) -> Callable[[range], Tensor]:
+def _index(part: Part) -> slice | Tensor:
+    return slice(part.start, part.stop) if isinstance(part, range) else torch.as_tensor(part)
+
+
+def _reader(model: Any, images: Any) -> Callable[[Part], Tensor]:
     """Pixels of some images, read when needed."""
     if isinstance(images, ImageSet):
         if model.preprocess is None:
             raise BadData("this model has no image preprocessing; pass preprocess= to mechvis.load, or pixels.")
-        return lambda part: images[part.start : part.stop].pixels_for(model.preprocess)
+        return lambda part: images[_index(part)].pixels_for(model.preprocess)
     if not isinstance(images, Tensor):
         raise BadData(
             f"images must be an ImageSet or pixels [image channel height width], got {type(images).__name__}."
         )
-    return lambda part: images[part.start : part.stop]
+    return lambda part: images[_index(part)]
 
 
 def _labels(images: Any, labels: str | None) -> Tensor | None:
@@ -233,7 +359,7 @@ def _reference(edit: str, reference: Any, images: Any, seed: int, allow_overlap:
     return reference, images
 
 
-def _means_of(model: Any, reference: Any, kinds: set[str], listed: Sequence[Unit]) -> Means:
+def _means_of(model: Any, reference: Any, listed: Sequence[Unit]) -> Means:
     sites = sorted({unit.site for unit in listed})
     if isinstance(reference, Means):
         for site in sites:
@@ -242,7 +368,7 @@ def _means_of(model: Any, reference: Any, kinds: set[str], listed: Sequence[Unit
     return means(model, reference, sites)
 
 
-def _sources(model: Any, edit: str, images: Any, source: Any, seed: int) -> Callable[[range], Tensor] | None:
+def _sources(model: Any, edit: str, images: Any, source: Any, seed: int) -> Callable[[Part], Tensor] | None:
     """For resample and patch: the images whose activations are put in."""
     if edit == "patch":
         if source is None or len(source) != len(images):
@@ -259,32 +385,9 @@ def _sources(model: Any, edit: str, images: Any, source: Any, seed: int) -> Call
         other = torch.empty_like(order)
         other[order] = order.roll(1)
         if isinstance(images, ImageSet):
-            return lambda part: images[other[part.start : part.stop].numpy()].pixels_for(model.preprocess)
-        return lambda part: images[other[part.start : part.stop]]
+            return lambda part: images[other[_index(part)].numpy()].pixels_for(model.preprocess)
+        return lambda part: images[other[_index(part)]]
     return None
-
-
-def _replacement(
-    model: Any,
-    edit: str,
-    listed: Sequence[Unit],
-    values: Means | None,
-    source: Callable[[range], Tensor] | None,
-    pixels_of: Callable,
-) -> Callable[[Views, range], Replacement]:
-    sites = sorted({unit.site for unit in listed})
-
-    def replace(views: Views, part: range) -> Replacement:
-        if edit == "zero":
-            return lambda site: None
-        if values is not None:
-            if edit == "mean":
-                return lambda site: values[site].mean(0, keepdim=True).expand_as(values[site])[None]
-            return lambda site: values[site][None]
-        pixels = source(part).to(model.device, model.dtype)
-        return model.run(pixels, capture=sites).cache.__getitem__
-
-    return replace
 
 
 def _identity(images: Any) -> str | None:
@@ -315,7 +418,8 @@ def _metric_identity(name: str, function: Callable) -> str:
     return f"{name} {hashlib.sha256(code.co_code + repr(constants).encode()).hexdigest()[:8]}"
 
 
-def _image_table(images: Any) -> Any:
+def image_table(images: Any) -> Any:
+    """One row per image: `id`, and `label` and `group` where they are known."""
     import polars as pl
 
     if not isinstance(images, ImageSet):

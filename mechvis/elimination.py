@@ -1,0 +1,505 @@
+"""Which k of many units have the largest mean effect, from as few images as a guarantee allows: successive elimination.
+
+A full sweep measures every unit on every image. To know the *top* units that is wasteful: most units are far from the
+boundary and show it on a few images. So:
+
+1. Put the images into one random order, stratified by class (:func:`draw`). Every unit sees a prefix of that order.
+2. In rounds of doubling size (64, 128, 256, ... images in all) measure the *live* units on the next images.
+3. Bound each live unit's mean over all images. All bounds of all units and rounds hold together with probability
+   1 - delta (a union bound: each fails with at most delta / (units x rounds)).
+4. *Reject* a unit if as many live units as there are free places lie surely above it. *Accept* a unit if so few live
+   units may lie more than the tolerance above it that it belongs on a free place. Both leave the round's live set.
+5. Stop when all places are taken. Where the images run out the means are exact, and so is the answer.
+
+The tolerance is eps x |theta_k|, theta_k the k-th largest mean of all units, and of |theta_k| the lower bound is taken.
+So with probability 1 - delta every unit that is returned has a mean of at least theta_k - eps |theta_k|. (Rejecting
+keeps the k-th largest mean of the rest; accepting, within the tolerance, never lowers it: errors do not add up.)
+
+A random share of the rejected units is measured to the end all the same (the audit): a unit that turns out to lie above
+a returned one withdraws the certificate.
+
+Nothing here knows of models: `evaluate(units, images)` gives effects, from an engine, a table, or a simulated world.
+What it assumes is in `TAILS`. Successive elimination: Even-Dar, Mannor, Mansour 2006; for top-k: Kalyanakrishnan et
+al. 2012, whose accept and reject rules these are, with the tolerance in the accept rule.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from mechvis.errors import BadData, NotFinite, OutOfRange, ShapeMismatch, unknown
+
+Evaluate = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Units `[unit]`, images `[image]` (both positions) -> effects `[unit image]`; NaN = undefined, left out."""
+
+FIRST = 64
+"""Images of the first round, and the fewest on which anything is decided."""
+
+TAILS = {
+    "student": "means of 64 and more images follow Student's t (no single image dominates a unit's mean)",
+    "guarded": "means follow Student's t, and no effect on an image not seen yet lies farther from its unit's mean "
+    "than the farthest seen so far in any unit",
+    "bernstein": "no two effects of a unit differ by more than the given range (else: twice the farthest seen)",
+}
+"""How a mean is bounded, and what that assumes."""
+
+STATUS = ("accepted", "rejected", "undecided")
+"""`undecided`: live at the end. All places were taken, and it may lie within the tolerance of what took them; or the
+images did not suffice."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Elimination:
+    """The top units and how sure that is. Arrays are `[unit]` unless said otherwise."""
+
+    selected: np.ndarray = field()
+    """Positions of the top units `[top]`, largest mean first."""
+    certified: bool
+    """Does the guarantee hold? Not if `max_images` images did not suffice or the audit contradicts it."""
+    status: tuple[str, ...]
+    """One of `STATUS` per unit."""
+    mean: np.ndarray = field()
+    """Mean effect on the images on which the unit was decided. Of selected units too large on average (the winner's
+    curse): :func:`fresh` says on which images to estimate it again."""
+    low: np.ndarray = field()
+    """Lower end of the interval that decided; all intervals together cover with probability 1 - delta."""
+    high: np.ndarray = field()
+    """Upper end."""
+    n: np.ndarray = field()
+    """Images drawn when the unit was decided, int64."""
+    round: np.ndarray = field()
+    """Round of the decision, from 1, int64."""
+    audited: np.ndarray = field()
+    """Rejected units that were measured to the end, bool."""
+    contradicted: tuple[int, ...] = ()
+    """Audited units that turned out to lie above a selected one."""
+    tolerance: float
+    """eps x |theta_k| in the unit of the effect: what a selected unit may lack."""
+    shortfall: float
+    """What a selected unit lacks at most, by the bounds: not above `tolerance` where the guarantee holds."""
+    exhausted: bool
+    """Did the images run out? The means of the units live in the last round are then exact."""
+    rounds: tuple[dict[str, int], ...] = ()
+    """Per round: `images` drawn so far, units `live` before it, `accepted`, `rejected`, `audited`, `evaluations`."""
+
+    @property
+    def evaluations(self) -> int:
+        """Effects measured: unit x image, the audit included."""
+        return sum(row["evaluations"] for row in self.rounds)
+
+    @property
+    def audit_evaluations(self) -> int:
+        """Those of the audit."""
+        return sum(row["audited"] * row["new"] for row in self.rounds)
+
+    @property
+    def uniform(self) -> int:
+        """What the same certificate costs if every unit is measured until the last one is decided."""
+        return len(self.mean) * self.rounds[-1]["images"]
+
+
+def draw(n_images: int, strata: Sequence[Any] | np.ndarray | None = None, seed: int = 0) -> np.ndarray:
+    """All images in a random order of which every prefix holds each stratum in proportion, as nearly as possible.
+
+    Args:
+        n_images: how many.
+        strata: class of each image; None: a plain random order.
+        seed: of the order.
+
+    Returns:
+        Positions int64 `[image]`.
+
+    Example:
+        >>> order = draw(80, np.arange(80) % 4, seed=1)
+        >>> np.bincount(order[:8] % 4).tolist(), len(set(order.tolist()))
+        ([2, 2, 2, 2], 80)
+    """
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(n_images)
+    if strata is None:
+        return order
+    _, of = np.unique(np.asarray(strata), return_inverse=True)
+    if len(of) != n_images:
+        raise ShapeMismatch(f"{n_images} images but {len(of)} strata.")
+    # Systematic: the j-th of a stratum's m images lies at (j + offset) / m, one random offset for each stratum.
+    offset, sizes = generator.random(of.max() + 1), np.bincount(of)
+    rank = np.empty(n_images, dtype=np.int64)
+    grouped = order[np.argsort(of[order], kind="stable")]
+    rank[grouped] = np.arange(n_images) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return order[np.argsort(((rank + offset[of]) / sizes[of])[order], kind="stable")]
+
+
+def schedule(n_images: int, max_images: int | None = None, first: int = FIRST) -> list[int]:
+    """Images drawn after each round: doubling from `first`, up to `max_images` (default: all).
+
+    Example:
+        >>> schedule(600)
+        [64, 128, 256, 512, 600]
+    """
+    most = n_images if max_images is None else min(max_images, n_images)
+    found = []
+    while first < most:
+        found.append(first)
+        first *= 2
+    return [*found, most]
+
+
+def eliminate(
+    evaluate: Evaluate,
+    order: np.ndarray,
+    n_units: int,
+    top: int,
+    *,
+    eps: float = 0.1,
+    delta: float = 0.05,
+    by: Literal["effect", "size"] = "effect",
+    tails: Literal["student", "guarded", "bernstein"] = "guarded",
+    value_range: float | None = None,
+    z: float | None = None,
+    max_images: int | None = None,
+    first: int = FIRST,
+    audit: float = 0.0,
+    control: np.ndarray | None = None,
+    uniform: bool = False,
+    seed: int = 0,
+) -> Elimination:
+    """Find the `top` units of largest mean over all images, with a guarantee (see the top of this module).
+
+    Args:
+        evaluate: effects of some units on some images; called once per round.
+        order: all images, from :func:`draw`; a prefix of it is measured.
+        n_units: number of units.
+        top: how many to find.
+        eps: tolerance: a returned unit may lie below the k-th largest mean by this share of it.
+        delta: probability with which the guarantee may fail.
+        by: largest mean `effect`, or largest absolute value of it (`size`).
+        tails: how means are bounded, see `TAILS`.
+        value_range: for `bernstein`: largest minus smallest possible effect, e.g. 2 for a change of probability.
+        z: half-widths in standard errors instead of those of the union bound (a calibrated guarantee only).
+        max_images: images to draw at most; the answer may then come without a certificate. Default: all.
+        first: images of the first round.
+        audit: share of all units that, if rejected, are measured to the end.
+        control: a cheap estimate of the effects on the first images of the order `[unit image]`, e.g. from gradients.
+            It lowers the variance as far as it is correlated with the effects; the means stay those of the effects,
+            whatever it is (regression on the other half of the images).
+        uniform: measure every unit in every round: what elimination is compared with.
+        seed: of the choice of audited units.
+
+    Returns:
+        Elimination: the selected units, a status and bounds for every unit, rounds and cost.
+
+    Raises:
+        OutOfRange: a setting out of range, such as `top` not below the number of units.
+        ShapeMismatch: effects or controls of another shape than units and images.
+        NotFinite: an infinite effect, or a unit without a defined effect on any image.
+
+    Example:
+        >>> means = np.array([3.0, 0.1, 2.0, 0.0])
+        >>> noise = np.random.default_rng(0).normal(size=(4, 5000))
+        >>> found = eliminate(lambda units, images: (means[:, None] + noise)[np.ix_(units, images)], draw(5000), 4, 2)
+        >>> found.selected.tolist(), found.certified, found.evaluations < 5000
+        ([0, 2], True, True)
+    """
+    order = np.asarray(order)
+    _check(n_units, top, eps, delta, by, tails, first, max_images, audit, z, len(order))
+    steps = schedule(len(order), max_images, first)
+    alpha = delta / (n_units * len(steps))
+    flagged = np.zeros(n_units, dtype=bool)
+    if audit:
+        chosen = np.random.default_rng(seed).permutation(n_units)[: max(1, round(audit * n_units))]
+        flagged[chosen] = True
+    control = None if control is None else _checked_control(control, n_units, len(order))
+
+    mean, low, high = np.zeros(n_units), np.full(n_units, -np.inf), np.full(n_units, np.inf)
+    n, decided = np.zeros(n_units, dtype=np.int64), np.zeros(n_units, dtype=np.int64)
+    accepted, rejected = np.zeros(n_units, dtype=bool), np.zeros(n_units, dtype=bool)
+    final = np.full((3, n_units), np.nan)  # mean, low and high of audited units where the others stopped
+    active = np.arange(n_units)
+    values = np.empty((n_units, 0))
+    largest = 0.0
+    rounds: list[dict[str, int]] = []
+    for number, drawn in enumerate(steps, 1):
+        done = steps[number - 2] if number > 1 else 0
+        values = np.concatenate([values, _measured(evaluate, active, order[done:drawn])], axis=1)
+        known = None if control is None else control[active]
+        largest = max(largest, _largest(values))
+        centre, half = bounds(
+            values, len(order), alpha, tails=tails, z=z, largest=largest, value_range=value_range, control=known
+        )
+        live = ~(accepted | rejected)
+        here = live[active]
+        ids = active[here]
+        mean[ids], low[ids], high[ids] = centre[here], (centre - half)[here], (centre + half)[here]
+        n[ids], decided[ids] = drawn, number
+        final[:, active] = centre, centre - half, centre + half
+        lower, upper = _sided(low, high, by)
+        tolerance = eps * _floor(lower, upper, top)
+        into, out = _decide(
+            ids, np.abs(mean) if by == "size" else mean, lower, upper, top - int(accepted.sum()), tolerance
+        )
+        accepted[into], rejected[out] = True, True
+        rounds.append(
+            {
+                "images": drawn,
+                "new": drawn - done,
+                "live": len(ids),
+                "accepted": len(into),
+                "rejected": len(out),
+                "audited": 0 if uniform else int((~here).sum()),
+                "evaluations": len(active) * (drawn - done),
+            }
+        )
+        if accepted.sum() == top:
+            break
+        keep = np.ones(len(active), dtype=bool) if uniform else ~(accepted | (rejected & ~flagged))[active]
+        active, values = active[keep], values[keep]
+    return _summary(
+        top=top, by=by, mean=mean, low=low, high=high, n=n, decided=decided, accepted=accepted, rejected=rejected,
+        audited=flagged & rejected & (decided < len(rounds)) & (not uniform), final=final, tolerance=float(tolerance),
+        exhausted=rounds[-1]["images"] == len(order), rounds=rounds,
+    )  # fmt: skip
+
+
+def fresh(found: Elimination, n_images: int, count: int) -> list[tuple[np.ndarray, range]]:
+    """Where to estimate the effects of the selected units again: on images that had no part in their selection.
+
+    A unit decided on the first n images of the order is measured on the next `count`.
+
+    Args:
+        found: what was decided.
+        n_images: images in the order.
+        count: images per unit; fewer where the order ends.
+
+    Returns:
+        Units `[unit]` and the positions in the order, for each round in which units were accepted; units for which no
+        image is left are not in it.
+    """
+    parts = []
+    for drawn in np.unique(found.n[found.selected]):
+        units = np.sort(found.selected[found.n[found.selected] == drawn])
+        where = range(int(drawn), min(int(drawn) + count, n_images))
+        if len(where):
+            parts.append((units, where))
+    return parts
+
+
+def bounds(
+    values: np.ndarray,
+    n_images: int,
+    alpha: float,
+    *,
+    tails: str = "guarded",
+    z: float | None = None,
+    largest: float | None = None,
+    value_range: float | None = None,
+    control: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of each unit and the half-width of its interval at level 1 - alpha, from images drawn without replacement.
+
+    `student`: the quantile of Student's t times the standard error, which shrinks to 0 as the images run out (finite
+    population). `guarded` adds `largest x ln(2 / alpha) / n` for what was not seen yet: with probability 1 - alpha / 2
+    the images of a kind that is absent from n draws are at most this share of all. Without it a unit that matters on
+    one image in a hundred looks like a unit that never matters. `bernstein`: the empirical Bernstein-Serfling bound
+    (Bardenet and Maillard 2015, theorem 4).
+
+    Args:
+        values: effects `[unit image]` of the first images of the order; NaN = left out.
+        n_images: all images.
+        alpha: probability with which one interval may miss.
+        tails: see `TAILS`.
+        z: instead of the quantile.
+        largest: largest distance of an effect from its unit's mean seen so far; default: in `values`.
+        value_range: for `bernstein`; default: twice `largest`.
+        control: see :func:`eliminate`.
+
+    Returns:
+        Mean `[unit]` and half-width `[unit]`; infinite where fewer than 64 images are defined and not all are drawn.
+    """
+    from scipy.special import stdtrit
+
+    drawn = values.shape[1]
+    valid = ~np.isnan(values)
+    count = valid.sum(1)
+    some = np.maximum(count, 1)
+    used, variance = values, None
+    if control is not None and drawn < control.shape[1]:
+        used, variance = _controlled(values, valid, control, n_images)
+    mean = np.where(valid, used, 0.0).sum(1) / some
+    deviation = np.where(valid, used - mean[:, None], 0.0)
+    if drawn == n_images:
+        if (count == 0).any():
+            raise NotFinite(f"unit {int(np.argmin(count))} has no defined effect on any of the {n_images} images.")
+        return mean, np.zeros(len(values))
+    left = 1 - drawn / n_images
+    if variance is None:
+        variance = (deviation**2).sum(1) / np.maximum(count - 1, 1) / some * left
+    largest = _largest(values) if largest is None else largest
+    if tails == "bernstein":
+        # Both sides, and the theorem's five events each.
+        log = np.log(2 * 5 / alpha)
+        rho = (1 - (some - 1) / n_images) if drawn <= n_images / 2 else left * (1 + 1 / some)
+        span = 2 * largest if value_range is None else value_range
+        factor = np.sqrt(2 * log) if z is None else z
+        half = factor * np.sqrt(variance / left * rho) + (7 / 3 + 3 / np.sqrt(2)) * span * log / some
+    else:
+        half = (stdtrit(np.maximum(count - 1.0, 1.0), 1 - alpha / 2) if z is None else z) * np.sqrt(variance)
+        if tails == "guarded" and z is None:
+            half = half + largest * np.log(2 / alpha) / some * left
+    return mean, np.where(count < FIRST, np.inf, half)
+
+
+def _controlled(
+    values: np.ndarray, valid: np.ndarray, control: np.ndarray, n_images: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Effects with what the control explains taken out, and the variance of their mean (double sampling: the control
+    is known on more images than the effects; Cochran 1977, section 12.6)."""
+    drawn, known = values.shape[1], control.shape[1]
+    here = control[:, :drawn] - control.mean(1, keepdims=True)
+    adjusted = np.empty_like(values)
+    for half in (0, 1):
+        # The slope comes from the other half of the images: fitted on the same ones it would bias the mean.
+        other = valid.copy()
+        other[:, half::2] = False
+        count = np.maximum(other.sum(1, keepdims=True), 1)
+        x = np.where(other, values, 0.0)
+        a = np.where(other, here, 0.0)
+        a_mean = a.sum(1, keepdims=True) / count
+        spread = np.where(other, (here - a_mean) ** 2, 0.0).sum(1)
+        joint = (x * np.where(other, here - a_mean, 0.0)).sum(1)
+        slope = np.divide(joint, spread, out=np.zeros_like(joint), where=spread > 0)
+        adjusted[:, half::2] = values[:, half::2] - slope[:, None] * here[:, half::2]
+    count = np.maximum(valid.sum(1), 1)
+
+    def scatter(of: np.ndarray) -> np.ndarray:
+        mean = np.where(valid, of, 0.0).sum(1, keepdims=True) / count[:, None]
+        return np.where(valid, (of - mean) ** 2, 0.0).sum(1) / np.maximum(count - 1, 1)
+
+    variance = scatter(adjusted) / count * (1 - drawn / known) + scatter(values) * (1 / known - 1 / n_images)
+    return adjusted, variance
+
+
+def _decide(
+    live: np.ndarray, score: np.ndarray, low: np.ndarray, high: np.ndarray, places: int, tolerance: float
+) -> tuple[list[int], list[int]]:
+    """Units to accept and to reject now; places: how many are still to be found among the live ones."""
+    surely = high[live] < np.sort(low[live])[-places]
+    out, rest = live[surely], live[~surely]
+    rest = rest[np.argsort(-score[rest], kind="stable")]  # largest first, ties in the order of the units
+    into: list[int] = []
+    reach = high[rest] - tolerance
+    for place, unit in enumerate(rest):
+        if len(into) == places:
+            break
+        above = int((reach > low[unit]).sum()) - int(reach[place] > low[unit])
+        if above < places - len(into):
+            into.append(int(unit))
+            reach[place] = -np.inf
+    return into, out.tolist()
+
+
+def _sided(low: np.ndarray, high: np.ndarray, by: str) -> tuple[np.ndarray, np.ndarray]:
+    """The bounds of what is ranked: of the mean, or of its absolute value."""
+    if by == "effect":
+        return low, high
+    return np.maximum(np.maximum(low, -high), 0.0), np.maximum(np.abs(low), np.abs(high))
+
+
+def _floor(low: np.ndarray, high: np.ndarray, top: int) -> float:
+    """A lower bound of |theta_k|."""
+    return float(max(np.sort(low)[-top], -np.sort(high)[-top], 0.0))
+
+
+def _largest(values: np.ndarray) -> float:
+    """Largest distance of an effect from its unit's mean."""
+    valid = ~np.isnan(values)
+    mean = np.where(valid, values, 0.0).sum(1, keepdims=True) / np.maximum(valid.sum(1, keepdims=True), 1)
+    return float(np.abs(np.where(valid, values - mean, 0.0)).max(initial=0.0))
+
+
+def _measured(evaluate: Evaluate, units: np.ndarray, images: np.ndarray) -> np.ndarray:
+    values = np.asarray(evaluate(units, images), dtype=np.float64)
+    if values.shape != (len(units), len(images)):
+        raise ShapeMismatch(
+            f"evaluate gave effects of shape {list(values.shape)} for {len(units)} units and {len(images)} images."
+        )
+    if np.isinf(values).any():
+        unit, image = np.argwhere(np.isinf(values))[0]
+        raise NotFinite(f"the effect of unit {units[unit]} on image {images[image]} is infinite.")
+    return values
+
+
+def _summary(
+    *, top: int, by: str, mean: np.ndarray, low: np.ndarray, high: np.ndarray, n: np.ndarray, decided: np.ndarray,
+    accepted: np.ndarray, rejected: np.ndarray, audited: np.ndarray, final: np.ndarray, tolerance: float,
+    exhausted: bool, rounds: list[dict[str, int]],
+) -> Elimination:  # fmt: skip
+    score = np.abs(mean) if by == "size" else mean
+    lower, upper = _sided(low, high, by)
+    # Where places are left (no certificate) the best of the live units take them.
+    order = sorted(range(len(mean)), key=lambda unit: (not accepted[unit], bool(rejected[unit]), -score[unit]))
+    selected = np.array(sorted(order[:top], key=lambda unit: -score[unit]))
+    worst = selected[np.argmin(lower[selected])]
+    outside = np.setdiff1d(np.arange(len(mean)), selected)
+    filled = int(accepted.sum()) == top
+    # Units still live when the last place was taken are out as well, where they surely lie below all that are in.
+    rejected = rejected | (~accepted & (upper < lower[worst]) & filled)
+    # An audited unit contradicts its rejection if it surely lies above a selected one.
+    last_low, _ = _sided(final[1], final[2], by)
+    above = [int(unit) for unit in np.flatnonzero(audited) if last_low[unit] > upper[selected].min() + tolerance]
+    gap = float(max(0.0, upper[outside].max() - lower[worst]))
+    return Elimination(
+        selected=selected,
+        certified=filled and not above,
+        status=tuple(np.where(accepted, "accepted", np.where(rejected, "rejected", "undecided")).tolist()),
+        mean=mean,
+        low=low,
+        high=high,
+        n=n,
+        round=decided,
+        audited=audited,
+        contradicted=tuple(above),
+        tolerance=tolerance,
+        shortfall=min(gap, tolerance) if filled else gap,
+        exhausted=exhausted,
+        rounds=tuple(rounds),
+    )
+
+
+def _checked_control(control: np.ndarray, n_units: int, n_images: int) -> np.ndarray:
+    control = np.asarray(control, dtype=np.float64)
+    if control.ndim != 2 or len(control) != n_units or not 0 < control.shape[1] <= n_images:
+        raise ShapeMismatch(
+            f"the control has the shape {list(control.shape)}; {n_units} units need [{n_units}, images]."
+        )
+    if not np.isfinite(control).all():
+        raise NotFinite("the control holds NaN or Inf.")
+    return control
+
+
+def _check(
+    n_units: int, top: int, eps: float, delta: float, by: str, tails: str, first: int, max_images: int | None,
+    audit: float, z: float | None, n_images: int,
+) -> None:  # fmt: skip
+    if by not in ("effect", "size"):
+        raise unknown("ranking", by, ("effect", "size"))
+    if tails not in TAILS:
+        raise unknown("bound", tails, TAILS)
+    if not 1 <= top < n_units:
+        raise OutOfRange(
+            f"top={top} of {n_units} units: a top-K needs at least 1 and fewer than all. All units are ranked by "
+            "mechvis.sweep."
+        )
+    if n_images == 0:
+        raise BadData("no images to draw from.")
+    for name, value, fits, range_ in (
+        ("eps", eps, 0 <= eps < 1, "at least 0 and below 1"),
+        ("delta", delta, 0 < delta < 1, "between 0 and 1"),
+        ("audit", audit, 0 <= audit <= 1, "between 0 and 1"),
+        ("first", first, first >= FIRST, f"at least {FIRST} (nothing is decided on fewer)"),
+        ("max_images", max_images, max_images is None or max_images >= 1, "at least 1"),
+        ("z", z, z is None or z > 0, "positive"),
+    ):
+        if not fits:
+            raise OutOfRange(f"{name}={value} must be {range_}.")
