@@ -64,7 +64,7 @@ class ImageCache(ActivationCache):
             return constant.expand(self._batch_size(), -1) if self.has_batch_dim else constant
         constant = factor[..., None] * constant
         own = getattr(parts.head, "bias", None)
-        return constant if own is None else constant + own
+        return constant if own is None else constant + own.to(constant)
 
     def apply_slice_to_batch_dim(self, batch_slice: Any) -> "ImageCache":
         """The cache of some of the images."""
@@ -161,11 +161,12 @@ def unembedding(parts: TowerParts) -> tuple[Float[Tensor, "d_model class"], Floa
         raise BadData(
             f"{family}'s head reads {parts.d_pooled} numbers, several tokens side by side; there is no one W_U."
         )
-    like = next(p for p in (getattr(parts.ln_final, "weight", None), *_weights(head, parts)) if p is not None)
+    weights = (getattr(parts.ln_final, "weight", None), *_weights(head, parts))
+    like = next((weight for weight in weights if weight is not None), torch.zeros(0))
 
     def read(x: Tensor) -> Tensor:
         x = x if parts.project is None else parts.project(x)
-        return x @ head.prompts.T * head.scale if hasattr(head, "prompts") else head(x)
+        return x @ head.prompts.to(x).T * head.scale.to(x) if hasattr(head, "prompts") else head(x)
 
     unit = torch.eye(parts.d_model, device=like.device, dtype=like.dtype)
     bias = read(torch.zeros_like(unit[:1]))
@@ -175,9 +176,9 @@ def unembedding(parts: TowerParts) -> tuple[Float[Tensor, "d_model class"], Floa
 
 
 def _weights(head: Any, parts: TowerParts) -> list[Tensor]:
-    found = [head.prompts] if hasattr(head, "prompts") else []
     modules = (part for part in (head, parts.project) if isinstance(part, nn.Module))
-    return found + [p for module in modules for p in module.parameters() if p.is_floating_point()]
+    found = [p for module in modules for p in module.parameters() if p.is_floating_point()]
+    return [*found, head.prompts] if hasattr(head, "prompts") else found
 
 
 def _check_linear(read: Any, weight: Tensor, bias: Tensor, family: str) -> None:

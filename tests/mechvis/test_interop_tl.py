@@ -222,8 +222,8 @@ def test_factored_matrices(model):
 
 def zero_shot(dtype=torch.float64):
     clip = wrap(tiny("clip", dtype=dtype), preprocess=tiny_preprocess())
-    prompts = torch.randn(5, 8, generator=torch.Generator().manual_seed(4), dtype=dtype)
-    head = ZeroShotHead(prompts / prompts.norm(dim=-1, keepdim=True), clip.logit_scale.detach())
+    prompts = torch.randn(5, 8, generator=torch.Generator().manual_seed(4))  # float32: a head takes the model's type
+    head = ZeroShotHead(prompts / prompts.norm(dim=-1, keepdim=True), clip.logit_scale.detach(), torch.tensor(-1.5))
     parts = replace(clip.vision.parts, head=head, class_names=("ant", "bee", "cat", "dog", "emu"))
     return HookedViT(clip.bare, parts, preprocess=tiny_preprocess())
 

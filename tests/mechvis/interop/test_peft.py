@@ -1,8 +1,8 @@
 """Models with adapters of peft, and models whose head was changed: everything follows the model as it is now."""
 
 import copy
-import warnings
 
+import peft
 import pytest
 import torch
 from einops import rearrange
@@ -13,10 +13,6 @@ from mechvis import edits
 from mechvis.errors import MechvisWarning, ParityError, TrainMode
 from mechvis.models.load import wrap
 from mechvis.testing import assert_close, assert_untouched, rand_vit, tiny, tiny_input, tiny_preprocess
-
-with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    import peft
 
 # peft 0.21 asks transformers for a name that is going away.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
