@@ -20,42 +20,65 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechvis.kernels.patch_rows.targets import require_distinct, require_own_memory, require_shapes
+
+Activation = Float[Tensor, "row token group width"]
+Index = Int[Tensor, " target"]
+Factor = Float[Tensor, " target"]
+
 
 def patch_rows(
-    x: Float[Tensor, "row token group width"],
-    row: Int[Tensor, " target"],
-    token: Int[Tensor, " target"],
-    group: Int[Tensor, " target"],
-    keep: Float[Tensor, " target"],
-    gain: Float[Tensor, " target"],
+    x: Activation,
+    row: Index,
+    token: Index,
+    group: Index,
+    keep: Factor,
+    gain: Factor,
     table: Float[Tensor, "entry width"] | None = None,
-    source: Int[Tensor, " target"] | None = None,
-) -> Float[Tensor, "row token group width"]:
-    """The activation with every target edited; `x` itself is not changed.
-
-    Targets must be distinct (`mechvis.plan` sees to it). Where keep is 0 the old value does not matter, not even a
-    NaN. Gradients flow to `x` (times keep) and to `table` (times gain).
-
-    Args:
-        x: activation.
-        row, token, group: index of each target.
-        keep: factor on the old value.
-        gain: factor on the table's value.
-        table: replacement or additive values; None if no target uses one.
-        source: row of the table for each target; -1 for none.
-
-    Example:
-        >>> x = torch.ones(2, 1, 2, 3)
-        >>> one = torch.tensor([1]); zero = torch.tensor([0.])
-        >>> patch_rows(x, one, one * 0, one, zero, zero)[1, 0].tolist()
-        [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
-    """
+    source: Index | None = None,
+    *,
+    check: bool = True,
+) -> Activation:
+    """See `mechvis.kernels.patch_rows.patch_rows`."""
     if row.numel() == 0:
         return x
-    old = x[row, token, group]
+    if check:
+        _require(x, row, token, group, keep, gain, table, source)
+    return x.index_put((row, token, group), _edited(x[row, token, group], keep, gain, table, source))
+
+
+def patch_rows_(
+    x: Activation,
+    row: Index,
+    token: Index,
+    group: Index,
+    keep: Factor,
+    gain: Factor,
+    table: Float[Tensor, "entry width"] | None = None,
+    source: Index | None = None,
+    *,
+    check: bool = True,
+) -> Activation:
+    """See `mechvis.kernels.patch_rows.patch_rows_`."""
+    require_own_memory(x)
+    if row.numel() == 0:
+        return x
+    if check:
+        _require(x, row, token, group, keep, gain, table, source)
+    return x.index_put_((row, token, group), _edited(x[row, token, group], keep, gain, table, source))
+
+
+def _require(x, row, token, group, keep, gain, table, source) -> None:
+    targets = {"row": row, "token": token, "group": group, "keep": keep, "gain": gain}
+    require_shapes(x, targets, table, source)
+    require_distinct(x.shape, row, token, group, source, None if table is None else len(table))
+
+
+def _edited(old: Tensor, keep: Factor, gain: Factor, table: Tensor | None, source: Index | None) -> Tensor:
+    """New values of the targets, `[target width]`."""
     new = torch.where(keep[:, None] == 0, torch.zeros_like(old), old * keep[:, None])
     if table is not None and source is not None:
         uses = source >= 0
         values = table[source.clamp(min=0)]
         new = new + torch.where(uses[:, None], values * gain[:, None], torch.zeros_like(values))
-    return x.index_put((row, token, group), new.to(x.dtype))
+    return new.to(old.dtype)
