@@ -23,6 +23,7 @@ __all__ = publish(
         "load": "mechvis.models.load",
         "means": "mechvis.means",
         "sweep": "mechvis.sweep",
+        "certified_top": "mechvis.certified",
         "Result": "mechvis.results",
         "ImageSet": "mechvis.data.images",
         "HookedViT": "mechvis.hooked",
@@ -34,6 +35,7 @@ __all__ = publish(
 
 if TYPE_CHECKING:  # for editors and type checkers
     from mechvis import axes, data, edits, errors, interop, metrics, stats, testing
+    from mechvis.certified import certified_top
     from mechvis.clip import HookedCLIP
     from mechvis.data.images import ImageSet
     from mechvis.face import Face

@@ -206,6 +206,7 @@ zoo = {"train": zoo_train}
 
 @calls(
     "mechvis.sweep:sweep",
+    "mechvis.certified:certified_top",
     "mechvis.models.load:load",
     "mechvis.clip:HookedCLIP.classifier",
     "mechvis.data.folder:folder",
@@ -225,6 +226,18 @@ def sweep(
     budget: str | None = None,
     out: Path | None = None,
     top: int = 10,
+    certified: bool = False,
+    eps: float = 0.1,
+    delta: float = 0.05,
+    by: Literal["effect", "size"] = "effect",
+    tails: Literal["student", "guarded", "bernstein"] = "guarded",
+    value_range: float | None = None,
+    audit: float = 0.05,
+    fresh_images: int = 1024,
+    max_images: int | None = None,
+    control: bool = False,
+    control_images: int = 4096,
+    calibrated: bool = False,
     seed: int = 0,
     progress: bool = True,
     allow_overlap: bool = False,
@@ -254,8 +267,20 @@ def sweep(
         engine: wave, or its slow twin plain.
         budget: memory for activations, e.g. 8GB.
         out: folder for the table, the per-image values and report.html.
-        top: rows to print.
-        seed: of resampling, of the split and of the bootstrap.
+        top: rows to print; with --certified: units to find.
+        certified: find the --top units only, with a guarantee, from as few images as that allows.
+        eps: certified: tolerance, as a share of the effect on rank --top.
+        delta: certified: probability with which the guarantee may fail.
+        by: certified: largest effect, or largest absolute effect (size).
+        tails: certified: how means are bounded; student needs fewer images and misses units that rarely matter.
+        value_range: certified, bernstein: largest minus smallest possible effect, e.g. 2 for prob.
+        audit: certified: share of units that are measured to the end even if they are rejected.
+        fresh_images: certified: images on which each returned unit is measured again.
+        max_images: certified: images to draw at most.
+        control: certified: lower the variance by gradients.
+        control_images: certified: images with gradients.
+        calibrated: certified: narrower intervals, chosen by simulation on the first images.
+        seed: of resampling, of the split, of the order of the images and of the bootstrap.
         progress: show a progress bar.
         allow_overlap: accept reference images that are evaluated too.
         device: where to put the model, e.g. cuda.
@@ -266,7 +291,8 @@ def sweep(
         group_column: the table's column of groups.
         on_corrupt: skip files that cannot be decoded, instead of stopping.
     """
-    from mechvis.sweep import sweep as run
+    from mechvis.certified import certificate, certified_top
+    from mechvis.sweep import sweep as full
 
     options = {
         "metadata": metadata,
@@ -277,24 +303,44 @@ def sweep(
     }
     found = read_images(images, **options)
     loaded = read_model(model, found, device=device, templates=templates)
-    result = run(
-        loaded,
-        found,
-        units=units,
-        edit=edit,
-        metric=metric,
-        labels=labels,
-        reference=None if reference is None else read_images(reference, **options),
-        source=None if source is None else read_images(source, **options),
-        layers=layers,
-        engine=engine,
-        budget=budget,
-        out=out,
-        seed=seed,
-        progress=progress,
-        allow_overlap=allow_overlap,
-    )
-    say(top_rows(result, top))
+    settings: dict[str, Any] = {
+        "units": units,
+        "edit": edit,
+        "metric": metric,
+        "labels": labels,
+        "reference": None if reference is None else read_images(reference, **options),
+        "source": None if source is None else read_images(source, **options),
+        "layers": layers,
+        "engine": engine,
+        "budget": budget,
+        "out": out,
+        "seed": seed,
+        "progress": progress,
+        "allow_overlap": allow_overlap,
+    }
+    if certified:
+        result = certified_top(
+            loaded,
+            found,
+            top=top,
+            eps=eps,
+            delta=delta,
+            by=by,
+            tails=tails,
+            value_range=value_range,
+            audit=audit,
+            fresh_images=fresh_images,
+            max_images=max_images,
+            control=control,
+            control_images=control_images,
+            calibrated=calibrated,
+            **settings,
+        )
+    else:
+        result = full(loaded, found, **settings)
+    say(top_rows(result, top, by="selected" if certified else "effect"))
+    if certified:
+        say(f"\n{certificate(result)}")
     if out is not None:
         page = result.report(out / "report.html")
         say(f"\nsaved in {out}: table.parquet, values.safetensors, {page.name}")
@@ -302,13 +348,13 @@ def sweep(
         say("\nnothing was saved; --out FOLDER keeps the table and writes a report.")
 
 
-def top_rows(result: Any, k: int) -> str:
-    """The first rows of each metric of a result, with intervals, as text."""
+def top_rows(result: Any, k: int, by: str = "effect") -> str:
+    """The first rows (by a column of numbers) of each metric of a result, with intervals, as text."""
     parts = []
     for metric in result.metrics:
         rows = [
             (row["unit"], f"{row['effect']:+.4f}", _interval(row), row["n"], "yes" if row["significant"] else "")
-            for row in result.top(k, metric=metric).iter_rows(named=True)
+            for row in result.top(k, by=by, metric=metric).iter_rows(named=True)
         ]
         total = result.rows(metric).height
         parts.append(

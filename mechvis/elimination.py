@@ -203,7 +203,10 @@ def eliminate(
         ([0, 2], True, True)
     """
     order = np.asarray(order)
-    _check(n_units, top, eps, delta, by, tails, first, max_images, audit, z, len(order))
+    check_settings(
+        n_units, top, len(order), eps=eps, delta=delta, by=by, tails=tails, first=first, max_images=max_images,
+        audit=audit, z=z,
+    )  # fmt: skip
     steps = schedule(len(order), max_images, first)
     alpha = delta / (n_units * len(steps))
     flagged = np.zeros(n_units, dtype=bool)
@@ -478,10 +481,21 @@ def _checked_control(control: np.ndarray, n_units: int, n_images: int) -> np.nda
     return control
 
 
-def _check(
-    n_units: int, top: int, eps: float, delta: float, by: str, tails: str, first: int, max_images: int | None,
-    audit: float, z: float | None, n_images: int,
-) -> None:  # fmt: skip
+def check_settings(
+    n_units: int,
+    top: int,
+    n_images: int,
+    *,
+    eps: float = 0.1,
+    delta: float = 0.05,
+    by: str = "effect",
+    tails: str = "guarded",
+    first: int = FIRST,
+    max_images: int | None = None,
+    audit: float = 0.0,
+    z: float | None = None,
+) -> None:
+    """Refuse settings of :func:`eliminate` that make no sense, with the errors listed there."""
     if by not in ("effect", "size"):
         raise unknown("ranking", by, ("effect", "size"))
     if tails not in TAILS:

@@ -17,8 +17,9 @@ from mechvis import cli, commands
 from mechvis.errors import BadData
 
 GOLDEN = Path(__file__).with_name("cli_flags.txt")
-ABOUT_PLACES = {"model", "images", "out", "save_model", "folder", "name", "top"}
-"""Flags of the command line alone: which model and images, where outputs go, how many rows to print."""
+ABOUT_PLACES = {"model", "images", "out", "save_model", "folder", "name", "top", "certified"}
+"""Flags of the command line alone: which model and images, where outputs go, how many rows to print, and which of two
+functions is called."""
 
 
 def functions() -> dict[str, object]:
