@@ -18,7 +18,7 @@ def add_rows(path: Path, source: str, measured: Mapping[str, Sequence[Conformanc
     table = read_json(path) if path.exists() else {"format": FORMAT, "version": 1, "sources": {}}
     table["sources"][source] = {name: [tower.row() for tower in towers] for name, towers in measured.items()}
     write_json(path, table)
-    return table
+    return read_json(path)  # in the file's order
 
 
 INTRODUCTION = """# Model families
