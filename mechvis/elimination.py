@@ -40,7 +40,7 @@ FIRST = 64
 TAILS = {
     "student": "means of 64 and more images follow Student's t (no single image dominates a unit's mean)",
     "guarded": "means follow Student's t, and no effect on an image not seen yet lies farther from its unit's mean "
-    "than the farthest seen so far in any unit",
+    "than the farthest seen so far in any unit that is still undecided",
     "bernstein": "no two effects of a unit differ by more than the given range (else: twice the farthest seen)",
 }
 """How a mean is bounded, and what that assumes."""
@@ -221,19 +221,22 @@ def eliminate(
     final = np.full((3, n_units), np.nan)  # mean, low and high of audited units where the others stopped
     active = np.arange(n_units)
     values = np.empty((n_units, 0))
-    largest = 0.0
     rounds: list[dict[str, int]] = []
     for number, drawn in enumerate(steps, 1):
         done = steps[number - 2] if number > 1 else 0
         values = np.concatenate([values, _measured(evaluate, active, order[done:drawn])], axis=1)
         known = None if control is None else control[active]
-        largest = max(largest, _largest(values))
+        live = ~(accepted | rejected)
+        here = live[active]
+        # Of live units only: one huge unit, surely in by now, says nothing about what the small ones could still do.
+        largest = _largest(values[here])
         centre, half = bounds(
             values, len(order), alpha, tails=tails, z=z, largest=largest, value_range=value_range, control=known
         )
-        live = ~(accepted | rejected)
-        here = live[active]
         ids = active[here]
+        if np.isnan(centre).any():
+            unit = int(active[np.isnan(centre)][0])
+            raise NotFinite(f"unit {unit} has no defined effect on any of the {len(order)} images.")
         mean[ids], low[ids], high[ids] = centre[here], (centre - half)[here], (centre + half)[here]
         n[ids], decided[ids] = drawn, number
         final[:, active] = centre, centre - half, centre + half
@@ -319,6 +322,7 @@ def bounds(
 
     Returns:
         Mean `[unit]` and half-width `[unit]`; infinite where fewer than 64 images are defined and not all are drawn.
+        The mean is NaN where all are drawn and none is defined.
     """
     from scipy.special import stdtrit
 
@@ -332,9 +336,7 @@ def bounds(
     mean = np.where(valid, used, 0.0).sum(1) / some
     deviation = np.where(valid, used - mean[:, None], 0.0)
     if drawn == n_images:
-        if (count == 0).any():
-            raise NotFinite(f"unit {int(np.argmin(count))} has no defined effect on any of the {n_images} images.")
-        return mean, np.zeros(len(values))
+        return np.where(count > 0, mean, np.nan), np.zeros(len(values))
     left = 1 - drawn / n_images
     if variance is None:
         variance = (deviation**2).sum(1) / np.maximum(count - 1, 1) / some * left
