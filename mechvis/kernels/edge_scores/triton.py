@@ -18,6 +18,8 @@ from mechvis.kernels.language import INTERPRETED, cdiv, jit, on_device_of, power
 
 # 16 is the least that a matrix product takes. Not measured yet.
 SOURCES, TOKENS, COLUMNS = 16, 16, 16
+# Part of d_head that is multiplied at once, by bytes per entry; 32 in float32 make 230 KB of unrolled code.
+HEAD = {2: 32, 4: 16}
 
 
 @jit
@@ -101,7 +103,8 @@ class _EdgeScores(torch.autograd.Function):
             _contract[(cdiv(sources, SOURCES) * cdiv(readers, block), n)](
                 change, weight, gradient, scores, tokens, sources, readers, d_head, width,
                 *change.stride(), *weight.stride(), *gradient.stride(),
-                SOURCES=SOURCES, READERS=block, TOKENS=TOKENS, COLUMNS=COLUMNS, HEAD=power_of_two(d_head, 16, 32),
+                SOURCES=SOURCES, READERS=block, TOKENS=TOKENS, COLUMNS=COLUMNS,
+                HEAD=power_of_two(d_head, 16, HEAD[change.element_size()]),
                 PRECISION=products(), PRECISION_OF_SUM=of_sum, WIDEN=INTERPRETED, num_stages=1,
             )  # fmt: skip
         return scores

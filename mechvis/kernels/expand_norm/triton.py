@@ -19,6 +19,9 @@ from mechvis.kernels.language import INTERPRETED, cdiv, jit, on_device_of, power
 # Positions and columns of a program. Not measured yet: W_O of a head is read once per 64 positions, a quarter of what
 # these positions write at d_model 768; an accumulator of 64 x 64 leaves registers for the operands.
 POSITIONS, COLUMNS = 64, 64
+# Part of d_head that is multiplied at once, by bytes per entry: float32 products are unrolled multiply-adds, whose code
+# should fit the instruction cache (374 KB at 64).
+HEAD = {2: 64, 4: 16}
 
 
 @jit
@@ -184,8 +187,8 @@ class _ExpandNorm(torch.autograd.Function):
                     rows, normed, means, inverses, eps, n * tokens, tokens, width, d_head,
                     *mid.stride(), *change.stride(), *weight.stride(),
                     HAS_SCALE=scale is not None, HAS_WEIGHT=norm_weight is not None, HAS_BIAS=norm_bias is not None,
-                    POSITIONS=POSITIONS, COLUMNS=COLUMNS, HEAD=power_of_two(d_head, 16, 64), PRECISION=products(),
-                    WIDEN=INTERPRETED,
+                    POSITIONS=POSITIONS, COLUMNS=COLUMNS, HEAD=power_of_two(d_head, 16, HEAD[mid.element_size()]),
+                    PRECISION=products(), WIDEN=INTERPRETED,
                 )  # fmt: skip
         ctx.save_for_backward(change, weight, scale, norm_weight, rows, means, inverses)
         ctx.dtypes = [None if t is None else t.dtype for t in (mid, change, weight, scale, norm_weight, norm_bias)]

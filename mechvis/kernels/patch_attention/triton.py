@@ -19,8 +19,11 @@ from mechvis.kernels import recompute
 from mechvis.kernels.language import INTERPRETED, cdiv, jit, on_device_of, power_of_two, product, products, tl
 from mechvis.kernels.patch_attention import naive
 
-# Queries and keys of a block. Not measured yet: with d_head 64 in bfloat16, q, k and v are 8 KiB each.
-QUERIES, KEYS = 64, 64
+# Queries and keys of a block, by bytes per entry. Not measured yet. In 16 bit with d_head 64, a tile is 8 KiB; float32
+# products are unrolled multiply-adds, and at 64 x 64 their code alone (600 KB) would not fit the instruction cache.
+BLOCK = {2: 64, 4: 32}
+# Blocks in flight. With three, float32 and every kind of edit at once, ptxas (12.9, sm_80) spills 2.7 KB per thread.
+STAGES = {2: 2, 4: 1}
 
 
 @jit
@@ -94,14 +97,14 @@ def _attend(
     for start in range(0, n_key, KEYS):
         key = start + tl.arange(0, KEYS).to(tl.int64)  # [KEYS]
         is_key = key < n_key
-        mask = is_key[:, None] & is_unit[None, :]  # [KEYS, WIDTH]
-        at = row * k_row + head * k_head + key[:, None] * k_token + unit[None, :] * k_unit
+        exists = is_key[:, None] & is_unit[None, :]  # [KEYS, WIDTH]
+        k_at = row * k_row + head * k_head + key[:, None] * k_token + unit[None, :] * k_unit
         if HAS_KEYS:
-            found = tl.load(k + at, mask=mask & (keys_taken == 0), other=0.0)
-            at = (key_entry * n_key + key)[:, None] * width + unit[None, :]
-            found = tl.where(keys_taken, tl.load(keys + at, mask=mask & keys_taken, other=0.0), found)
+            found = tl.load(k + k_at, mask=exists & (keys_taken == 0), other=0.0)
+            k_at = (key_entry * n_key + key)[:, None] * width + unit[None, :]
+            found = tl.where(keys_taken, tl.load(keys + k_at, mask=exists & keys_taken, other=0.0), found)
         else:
-            found = tl.load(k + at, mask=mask, other=0.0)
+            found = tl.load(k + k_at, mask=exists, other=0.0)
         scores = tl.zeros([QUERIES, KEYS], dtype=tl.float32)
         scores = product(asked, tl.trans(found), scores, PRECISION, WIDEN) * scale
         seen = is_query[:, None] & is_key[None, :]  # [QUERIES, KEYS]
@@ -120,13 +123,14 @@ def _attend(
         shrink = tl.exp(largest - base)
         weights = tl.exp(scores - base[:, None])
         if HAS_PATTERN:
-            at = (pattern_entry * n_query + query)[:, None] * n_key + key[None, :]
-            mask = is_query[:, None] & is_key[None, :] & pattern_taken
-            weights = tl.where(pattern_taken, tl.load(pattern + at, mask=mask, other=0.0).to(tl.float32), weights)
+            p_at = (pattern_entry * n_query + query)[:, None] * n_key + key[None, :]
+            read = is_query[:, None] & is_key[None, :] & pattern_taken
+            given = tl.load(pattern + p_at, mask=read, other=0.0).to(tl.float32)
+            weights = tl.where(pattern_taken, given, weights)
             shrink = tl.where(pattern_taken, 1.0, shrink)
         total = total * shrink + tl.sum(weights, axis=1)
-        at = row * v_row + head * v_head + key[:, None] * v_token + unit[None, :] * v_unit
-        value = tl.load(v + at, mask=is_key[:, None] & is_unit[None, :], other=0.0)
+        v_at = row * v_row + head * v_head + key[:, None] * v_token + unit[None, :] * v_unit
+        value = tl.load(v + v_at, mask=exists, other=0.0)
         mixed = product(weights.to(value.dtype), value, mixed * shrink[:, None], PRECISION, WIDEN)
         largest = larger
     if HAS_PATTERN:
@@ -211,14 +215,16 @@ def _launch(
         return head if tensor is None else tensor.to(dtype or tensor.dtype).contiguous()
 
     has = [t is not None and len(t) > 0 for t in (queries, keys, pattern)]
+    block = BLOCK[q.element_size()]
     with on_device_of(q):
-        _attend[(rows * heads * cdiv(n_query, QUERIES),)](
+        _attend[(rows * heads * cdiv(n_query, block),)](
             q, k, v, z, ready(head, torch.int64), ready(drop), ready(drop_for),
             ready(queries), ready(query_source, torch.int64), ready(keys), ready(key_source, torch.int64),
             ready(pattern), ready(pattern_source, torch.int64),
             scale, heads, n_query, n_key, width, *q.stride(), *k.stride(), *v.stride(),
             CAUSAL=causal, HAS_DROP=drop is not None, HAS_DROP_FOR=drop_for is not None,
             HAS_QUERIES=has[0], HAS_KEYS=has[1], HAS_PATTERN=has[2],
-            QUERIES=QUERIES, KEYS=KEYS, WIDTH=power_of_two(width, 16), PRECISION=products(), WIDEN=INTERPRETED,
+            QUERIES=block, KEYS=block, WIDTH=power_of_two(width, 16), PRECISION=products(), WIDEN=INTERPRETED,
+            num_stages=STAGES[q.element_size()],
         )  # fmt: skip
     return z
