@@ -1,0 +1,283 @@
+"""Each kernel against its rivals on a GPU: `python -m benchmarks.kernels`.
+
+Rivals are the plain twin, the plain twin through `torch.compile`, and the time that the memory alone would need: a copy
+of as many bytes as the operation must read and write at the least. A kernel stays in the repository only if it beats
+the first two; the last one says what is left to gain.
+
+1. Every contender of a row gets the same tensors; what they compute is compared first.
+2. Rounds are interleaved, in turned order, and the GPU's cache is overwritten before each timing.
+3. A row reports medians, and the memory that a call takes beyond its inputs.
+
+Writes `kernels.md` beside this file. Without a GPU there is nothing to time and nothing is written. `--smoke` runs the
+plain twins once at tiny sizes on a CPU, so that the tests see this file work.
+"""
+
+import argparse
+import importlib
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+HERE = Path(__file__).parent
+CACHE_BYTES = 256 * 2**20
+"""More than the second-level cache of any GPU today."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """A model's shape and how many rows and images a call gets."""
+
+    name: str
+    images: int
+    rows: int
+    tokens: int
+    heads: int
+    d_head: int
+    layers: int
+
+
+VIT_B = Size(name="ViT-B/16", images=8, rows=96, tokens=197, heads=12, d_head=64, layers=12)
+VIT_L = Size(name="ViT-L/14 336", images=2, rows=32, tokens=577, heads=16, d_head=64, layers=24)
+TINY = Size(name="tiny", images=2, rows=3, tokens=5, heads=2, d_head=4, layers=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One call that every contender makes."""
+
+    name: str
+    operation: str
+    """Folder below `mechvis/kernels`."""
+    function: str
+    """Function in its `naive.py` and `triton.py`."""
+    arguments: tuple
+    more: dict
+    bytes: int
+    """What must be read and written at the least."""
+    gradients: bool = False
+    """Time forward and backward together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What was measured for one task."""
+
+    task: Task
+    label: str
+    seconds: dict[str, float]
+    extra: dict[str, int]
+    """Bytes beyond the inputs at the highest point, per contender."""
+    apart: float
+    """Largest difference of kernel and plain twin, relative to the largest value."""
+
+
+def tasks(size: Size, dtype: torch.dtype, device: str) -> Iterator[Task]:
+    """The calls of a sweep, of a patching run, and of edge attribution."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=device).to(dtype)
+
+    rows, tokens, heads, d_head = size.rows, size.tokens, size.heads, size.d_head
+    width, item = heads * d_head, torch.empty(0, dtype=dtype).element_size()
+    z, means = draw(rows, tokens, heads, d_head), draw(tokens * heads, d_head)
+
+    # One head per row, as a head sweep has it; then every head of every row, as mean ablation of a layer has it.
+    row = torch.arange(rows, device=device).repeat_interleave(tokens)
+    token = torch.arange(tokens, device=device).repeat(rows)
+    one = (row, token, row % heads)
+    every = tuple(t.flatten() for t in torch.meshgrid(
+        *(torch.arange(n, device=device) for n in (rows, tokens, heads)), indexing="ij"
+    ))  # fmt: skip
+    for name, target, function in (
+        ("one head per row, in place", one, "patch_rows_"), ("one head per row", one, "patch_rows"),
+        ("all heads", every, "patch_rows"), ("all heads, with gradients", every, "patch_rows"),
+    ):  # fmt: skip
+        factor = torch.ones(len(target[0]), dtype=dtype, device=device)
+        source = target[1] * heads + target[2]
+        moved = 2 * len(factor) * d_head * item if function == "patch_rows_" else 2 * z.numel() * item
+        gradients = name.endswith("gradients")
+        keep = factor * (0.5 if gradients else 0)
+        yield Task(
+            name=name, operation="patch_rows", function=function, bytes=moved * (2 if gradients else 1),
+            arguments=(z.clone(), *target, keep, factor, means, source), more={"check": False}, gradients=gradients,
+        )  # fmt: skip
+
+    change, weight = draw(size.images, tokens, heads, d_head), draw(heads, d_head, width) / d_head**0.5
+    mid, vectors = draw(size.images, tokens, width), [draw(width) for _ in range(3)]
+    read = (mid.numel() + change.numel() + weight.numel()) * item
+    for gradients in (False, True):
+        yield Task(
+            name="heads of a layer" + (", with gradients" if gradients else ""), operation="expand_norm",
+            function="expand_norm", arguments=(mid, change, weight, *vectors), more={"eps": 1e-6}, gradients=gradients,
+            bytes=(read + 2 * heads * mid.numel() * item) * (2 if gradients else 1),
+        )  # fmt: skip
+
+    q, k, v = draw(3, rows, tokens, heads, d_head).unbind(0)
+    head = torch.arange(rows, device=device) % heads
+    drop = torch.rand(rows, tokens, generator=generator, device=device) < 0.5
+    pattern = draw(size.images, tokens, tokens).float().softmax(-1).to(dtype)
+    edits = {
+        "keys dropped": {"drop": drop},
+        "pattern replaced": {"pattern": pattern, "pattern_source": torch.arange(rows, device=device) % size.images},
+    }
+    for name, edit in edits.items():
+        yield Task(
+            name=name, operation="patch_attention", function="patch_attention", arguments=(q, k, v, head),
+            more={"scale": d_head**-0.5, "check": False} | edit, bytes=4 * q.numel() * item,
+        )  # fmt: skip
+
+    # Readers of one layer: query, key and value inputs of each head, and the MLP.
+    sources, readers = heads * size.layers, 3 * heads + 1
+    change, weight = draw(size.images, tokens, sources, d_head), draw(sources, d_head, width)
+    gradient = draw(size.images, tokens, readers, width)
+    yield Task(
+        name="all heads to the readers of a layer", operation="edge_scores", function="edge_scores",
+        arguments=(change, weight, gradient), more={},
+        bytes=(change.numel() + weight.numel() + gradient.numel()) * item + size.images * sources * readers * 4,
+    )  # fmt: skip
+
+
+def call(function: Callable, task: Task) -> Callable[[], Tensor]:
+    """The task done by one contender; answers one tensor to compare."""
+
+    def forward() -> Tensor:
+        out = function(*task.arguments, **task.more)
+        return out if isinstance(out, Tensor) else out[-1]
+
+    if not task.gradients:
+        return forward
+    inputs = [i for i, t in enumerate(task.arguments) if isinstance(t, Tensor) and t.is_floating_point()]
+    if task.operation == "patch_rows":
+        inputs = [0, 6]  # the factors are constants
+
+    def both() -> Tensor:
+        given = list(task.arguments)
+        leaves = [given[i].detach().requires_grad_() for i in inputs]
+        for i, leaf in zip(inputs, leaves, strict=True):
+            given[i] = leaf
+        out = function(*given, **task.more)
+        out = out if isinstance(out, Tensor) else out[-1]
+        return torch.autograd.grad(out, leaves, torch.ones_like(out))[0]
+
+    return both
+
+
+def naive(task: Task) -> Callable:
+    """The plain twin."""
+    return getattr(importlib.import_module(f"mechvis.kernels.{task.operation}.naive"), task.function)
+
+
+def kernel(task: Task) -> Callable:
+    """The Triton twin."""
+    return getattr(importlib.import_module(f"mechvis.kernels.{task.operation}.triton"), task.function)
+
+
+def measure(task: Task, label: str, rounds: int) -> Row:
+    """Time all contenders of a task on the GPU."""
+    contenders = {
+        "kernel": call(kernel(task), task),
+        "naive": call(naive(task), task),
+        "compiled": call(torch.compile(naive(task), dynamic=False), task),
+    }
+    half = torch.empty(max(1, task.bytes // 2), dtype=torch.uint8, device="cuda")
+    contenders["copy"] = lambda: half.clone()
+    flush = torch.empty(CACHE_BYTES, dtype=torch.uint8, device="cuda")
+    answers, extra = {}, {}
+    for name, contender in contenders.items():
+        for _ in range(3):
+            answers[name] = contender()
+        answers[name] = answers[name].float().clone() if name in ("kernel", "naive") else None
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        contender()
+        torch.cuda.synchronize()
+        extra[name] = torch.cuda.max_memory_allocated() - held
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for round_ in range(rounds):
+        for name in list(contenders)[:: 1 if round_ % 2 else -1]:
+            flush.zero_()
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            contenders[name]()
+            stop.record()
+            torch.cuda.synchronize()
+            times[name].append(start.elapsed_time(stop) / 1000)
+    true = answers["naive"]
+    apart = float((answers["kernel"] - true).abs().max() / true.abs().max().clamp(min=1e-30))
+    seconds = {name: statistics.median(found) for name, found in times.items()}
+    return Row(task=task, label=label, seconds=seconds, extra=extra, apart=apart)
+
+
+def table(rows: Sequence[Row], where: str) -> str:
+    """The rows as a page."""
+    lines = [
+        "# Kernels against their rivals",
+        "",
+        f"Written by `python -m benchmarks.kernels` on {where}. Times are medians in milliseconds; GB/s counts the "
+        "bytes that the operation must move at the least, and the share is that of a copy of as many bytes. Memory is "
+        "what a call takes beyond its inputs, in MB. A kernel that does not beat both the plain twin and its compiled form is "
+        "to be removed.",
+        "",
+        "| operation | call | size | kernel | plain | compiled | copy | GB/s | share of copy | memory: kernel, plain, "
+        "compiled | apart | faster than both |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        s, m = row.seconds, row.extra
+        lines.append(
+            f"| {row.task.operation} | {row.task.name} | {row.label} | "
+            + " | ".join(f"{1000 * s[name]:.3f}" for name in ("kernel", "naive", "compiled", "copy"))
+            + f" | {row.task.bytes / s['kernel'] / 1e9:.0f} | {s['copy'] / s['kernel']:.2f} | "
+            + ", ".join(f"{m[name] / 1e6:.0f}" for name in ("kernel", "naive", "compiled"))
+            + f" | {row.apart:.1e} | {'yes' if s['kernel'] < min(s['naive'], s['compiled']) else '**no**'} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def smoke() -> int:
+    """Every task once by its plain twin, tiny, on a CPU; how many there were."""
+    done = 0
+    for dtype in (torch.float32, torch.bfloat16):
+        for task in tasks(TINY, dtype, "cpu"):
+            answer = call(naive(task), task)()
+            print(f"{task.operation}: {task.name}, {dtype}: {list(answer.shape)}, {task.bytes} bytes at the least")
+            done += 1
+    return done
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; the exit code is 0 also where nothing could be timed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__.splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="plain twins only, tiny, on a CPU; writes nothing")
+    parser.add_argument("--rounds", type=int, default=30, help="timings per contender")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder for kernels.md")
+    given = parser.parse_args(arguments)
+    if given.smoke:
+        print(f"{smoke()} calls of the plain twins; nothing was timed and nothing was written.")
+        return 0
+    if not torch.cuda.is_available():
+        print("There is no CUDA device here: nothing was timed and nothing was written.")
+        return 0
+    rows = []
+    for size in (VIT_B, VIT_L):
+        for dtype in (torch.float32, torch.bfloat16):
+            for task in tasks(size, dtype, "cuda"):
+                rows.append(measure(task, f"{size.name} {str(dtype).removeprefix('torch.')}", given.rounds))
+                print(table(rows[-1:], "this GPU").splitlines()[-1], flush=True)
+    from importlib import metadata
+
+    where = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {metadata.version('triton')}"
+    given.out.mkdir(parents=True, exist_ok=True)
+    (given.out / "kernels.md").write_text(table(rows, where), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
