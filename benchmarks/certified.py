@@ -317,7 +317,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder for certified.md and .json")
     options = parser.parse_args()
     runs, few = (5, 2) if options.quick else (200, 25)
-    table, clock = bundled(*(256, 96, 5) if options.quick else (4000, 1000, 200))
+    table, clock = bundled(*(256, 96, 5) if options.quick else (4000, 500, 200))
     found = {
         "table": table,
         "clock": clock,

@@ -130,7 +130,9 @@ def certified_top(
     work = _Rounds(prepared, order, asked, out, {"engine": engine, "budget": budget, "progress": progress})
     started = time.perf_counter()
     settings: dict[str, Any] = {"eps": eps, "delta": delta, "by": by, "max_images": max_images}
-    check_settings(n_units, top, n_images, audit=audit, tails=tails, **settings)  # before any work
+    check_settings(
+        n_units, top, n_images, audit=audit, tails=tails, value_range=value_range, **settings
+    )  # before any work
     estimate = None
     if control:
         from mechvis.first_order import first_order

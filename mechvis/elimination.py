@@ -193,6 +193,7 @@ def eliminate(
     Raises:
         OutOfRange: a setting out of range, such as `top` not below the number of units.
         ShapeMismatch: effects or controls of another shape than units and images.
+        BadData: no images, or a control with `bernstein`.
         NotFinite: an infinite effect, or a unit without a defined effect on any image.
 
     Example:
@@ -205,7 +206,7 @@ def eliminate(
     order = np.asarray(order)
     check_settings(
         n_units, top, len(order), eps=eps, delta=delta, by=by, tails=tails, first=first, max_images=max_images,
-        audit=audit, z=z,
+        audit=audit, z=z, value_range=value_range,
     )  # fmt: skip
     steps = schedule(len(order), max_images, first)
     alpha = delta / (n_units * len(steps))
@@ -213,6 +214,10 @@ def eliminate(
     if audit:
         chosen = np.random.default_rng(seed).permutation(n_units)[: max(1, round(audit * n_units))]
         flagged[chosen] = True
+    if control is not None and tails == "bernstein":
+        raise BadData(
+            "tails='bernstein' bounds effects, not what a control leaves of them. Use 'guarded', or no control."
+        )
     control = None if control is None else _checked_control(control, n_units, len(order))
 
     mean, low, high = np.zeros(n_units), np.full(n_units, -np.inf), np.full(n_units, np.inf)
@@ -349,8 +354,10 @@ def bounds(
         factor = np.sqrt(2 * log) if z is None else z
         half = factor * np.sqrt(variance / left * rho) + (7 / 3 + 3 / np.sqrt(2)) * span * log / some
     else:
-        half = (stdtrit(np.maximum(count - 1.0, 1.0), 1 - alpha / 2) if z is None else z) * np.sqrt(variance)
-        if tails == "guarded" and z is None:
+        guarded = tails == "guarded" and z is None
+        side = alpha / 4 if guarded else alpha / 2  # the guard takes the other half of alpha
+        half = (stdtrit(np.maximum(count - 1.0, 1.0), 1 - side) if z is None else z) * np.sqrt(variance)
+        if guarded:
             half = half + largest * np.log(2 / alpha) / some * left
     return mean, np.where(count < FIRST, np.inf, half)
 
@@ -496,6 +503,7 @@ def check_settings(
     max_images: int | None = None,
     audit: float = 0.0,
     z: float | None = None,
+    value_range: float | None = None,
 ) -> None:
     """Refuse settings of :func:`eliminate` that make no sense, with the errors listed there."""
     if by not in ("effect", "size"):
@@ -516,6 +524,7 @@ def check_settings(
         ("first", first, first >= FIRST, f"at least {FIRST} (nothing is decided on fewer)"),
         ("max_images", max_images, max_images is None or max_images >= 1, "at least 1"),
         ("z", z, z is None or z > 0, "positive"),
+        ("value_range", value_range, value_range is None or value_range > 0, "positive"),
     ):
         if not fits:
             raise OutOfRange(f"{name}={value} must be {range_}.")

@@ -197,7 +197,7 @@ def test_undefined_effects_are_left_out():
     values[3] = 3.0
     values[4, 17] = np.inf
     with pytest.raises(NotFinite, match="unit 4 on image 17 is infinite"):
-        eliminate(table(values), draw(4000), 8, 2, max_images=4000, tails="bernstein")
+        eliminate(table(values), draw(4000), 8, 2, eps=0, uniform=True, tails="bernstein")
 
 
 def test_audit_measures_rejected_units_to_the_end_and_withdraws_a_wrong_certificate():
@@ -287,6 +287,8 @@ def test_the_same_seed_gives_the_same_answer():
         ({"first": 8}, OutOfRange, "first=8 must be at least 64"),
         ({"max_images": 0}, OutOfRange, "max_images=0"),
         ({"z": 0.0}, OutOfRange, "z=0.0 must be positive"),
+        ({"value_range": 0}, OutOfRange, "value_range=0 must be positive"),
+        ({"control": np.ones((8, 9)), "tails": "bernstein"}, BadData, "Use 'guarded', or no control"),
         ({"by": "abs"}, UnknownName, "unknown ranking 'abs'"),
         ({"tails": "normal"}, UnknownName, "unknown bound 'normal'"),
     ],
