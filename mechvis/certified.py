@@ -184,7 +184,7 @@ def certificate(result: Result) -> str:
     if facts["contradicted"]:
         lines.append(f"Contradicted by the audit: {', '.join(facts['contradicted'])} was rejected and lies above.")
     elif facts["audited"]:
-        lines.append(f"Audit: {facts['audited']} rejected units were measured to the end; none lies above.")
+        lines.append(f"Audit: rejected units measured to the end: {facts['audited']}; none of them lies above.")
     lines.append(
         f"{cost['total']:,} evaluations (unit x image): {cost['elimination']:,} to decide, {cost['audit']:,} audit, "
         f"{cost['fresh']:,} fresh. Uniform sampling to the same certificate: {cost['uniform']:,} "
