@@ -94,6 +94,41 @@ def jensen_shannon(p: Float[Tensor, "*p_rows class"], q: Float[Tensor, "*rows cl
 METRICS: dict[str, Metric] = {f.__name__: f for f in (logit, logit_diff, log_odds, logprob, prob, accuracy, kl, js)}
 
 
+WITHOUT_TARGET = frozenset({"kl", "js"})
+"""Metrics that compare whole distributions: the same number whatever the target class."""
+
+
+def for_target(metric: Metric, target: int, contrast: int | None = None) -> Metric:
+    """The metric against one class for every image, whatever the labels or predictions are.
+
+    Args:
+        metric: a metric.
+        target: class index.
+        contrast: class index; None: the best other class of each clean image.
+
+    Raises:
+        OutOfRange: when it is called with logits that lack the class.
+
+    Example:
+        >>> logits = torch.tensor([[3.0, 1.0, 2.0]])
+        >>> for_target(logit_diff, 1)(logits, None, None, logits)
+        tensor([-2.])
+    """
+
+    def fixed(logits: Logits, _target: Classes | None, _contrast: Classes | None, clean: Clean) -> PerImage:
+        n_classes = clean.shape[-1]
+        for chosen in (target, contrast):
+            if chosen is not None and not 0 <= chosen < n_classes:
+                raise OutOfRange(
+                    f"target class {chosen} does not exist: the head has {n_classes} (0 to {n_classes - 1})."
+                )
+        first = torch.full(clean.shape[:-1], target, dtype=torch.int64, device=clean.device)
+        first, second = classes_of(clean, first)
+        return metric(logits, first, second if contrast is None else torch.full_like(first, contrast), clean)
+
+    return fixed
+
+
 def get(metric: str | Metric) -> tuple[str, Metric]:
     """Name and function of a metric.
 

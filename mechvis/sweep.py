@@ -10,8 +10,8 @@ interval over images and a correction for the number of units.
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +39,9 @@ REFERENCE_SHARE = 1 / 3
 Part = range | np.ndarray
 """Positions of some images."""
 
+Target = str | int | tuple[str | int, str | int]
+"""A class by name or index, or a pair of target and contrast."""
+
 
 def sweep(
     model: Any,
@@ -47,6 +50,7 @@ def sweep(
     units: str | Sequence[Unit] = "heads",
     edit: Literal["zero", "mean", "mean_positional", "resample", "patch"] = "zero",
     metric: str | Callable | Sequence[str | Callable] = "logit_diff",
+    targets: Target | Sequence[Target] | None = None,
     labels: Literal["given", "predicted"] | None = None,
     reference: Any = None,
     source: Any = None,
@@ -69,6 +73,10 @@ def sweep(
             position in `source`, e.g. the corrupt half of aligned pairs).
         metric: name(s) from `mechvis.metrics.METRICS`, or functions of the same signature. Several cost no extra
             forward.
+        targets: measure against these classes for every image instead of its label or prediction: names (for a
+            zero-shot head: its class names or prompts) or indices; a pair (target, contrast) also fixes the contrast of
+            `logit_diff`. Each metric becomes one per target, e.g. `logit[circle]`, from the same forwards; the table's
+            column `target` says which. `kl` and `js` know no target and stay as they are.
         labels: measure against the `given` labels or the model's `predicted` classes; by default the labels if the
             set has them.
         reference: images for the means (an `ImageSet`, pixels, or `Means`). If left out, a third of `images`, drawn by
@@ -98,6 +106,7 @@ def sweep(
         units=units,
         edit=edit,
         metric=metric,
+        targets=targets,
         labels=labels,
         reference=reference,
         source=source,
@@ -129,9 +138,20 @@ def sweep(
         baseline={name: float(found[f"clean/{name}"].mean()) for name, _ in prepared.metrics},
         seed=seed,
     )
+    result = _with_targets(result, prepared.targets)
     if out:
         result.save(Path(out))
     return result
+
+
+def _with_targets(result: Result, targets: Mapping[str, str]) -> Result:
+    """The table with a column that says which class a metric is about; empty where it is about none."""
+    import polars as pl
+
+    if not targets:
+        return result
+    column = pl.Series("target", [targets.get(metric) for metric in result.table["metric"]], dtype=pl.String)
+    return replace(result, table=result.table.with_columns(column))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -158,6 +178,8 @@ class Prepared:
     """For resample and patch: the images whose activations are put in."""
     settings: dict[str, Any]
     """What was asked for, as JSON can hold it."""
+    targets: Mapping[str, str] = field(default_factory=dict)
+    """Metric -> the class it is about, where classes were given."""
 
     @property
     def kinds(self) -> list[str]:
@@ -255,6 +277,7 @@ def prepare(
     engine: str,
     seed: int,
     allow_overlap: bool,
+    targets: Target | Sequence[Target] | None = None,
 ) -> Prepared:
     """Check and settle the arguments of :func:`sweep`; the errors are those listed there."""
     if edit not in EDITS:
@@ -266,6 +289,13 @@ def prepare(
         raise BadData("a sweep needs at least one metric.")
     if len(images) == 0:
         raise BadData("a sweep needs at least one image.")
+    identities = [_metric_identity(name, function) for name, function in chosen]
+    about: dict[str, str] = {}
+    if targets is not None:
+        if labels is not None:
+            raise BadData("targets= and labels= both say what to measure against; pass one of them.")
+        labels = "predicted"
+        chosen, identities, about = _by_target(chosen, _targets(model, targets))
     listed = units_of(model, units, layers)
     if isinstance(images, ImageSet) and labels != "predicted":
         images = with_model_classes(images, model)
@@ -284,14 +314,66 @@ def prepare(
         settings={
             "units": [f"{unit.kind} {unit.name}" for unit in listed],
             "edit": edit,
-            "metrics": [_metric_identity(name, function) for name, function in chosen],
+            "metrics": identities,
             "seed": seed,
-            "labels": "given" if label_tensor is not None else "predicted",
+            "labels": "targets" if targets is not None else "given" if label_tensor is not None else "predicted",
             "engine": engine,
             "reference": _identity(reference),
             "source": _identity(source),
         },
+        targets=about,
     )
+
+
+def _targets(model: Any, targets: Target | Sequence[Target]) -> list[tuple[str, int, int | None]]:
+    """Name, class index and contrast of each target.
+
+    A tuple of two is a pair; several targets come in a list.
+    """
+    known = tuple(model.parts.class_names)
+
+    def index(given: Any) -> int:
+        if isinstance(given, bool) or not isinstance(given, str | int | np.integer):
+            raise BadData(f"a target is the name or index of a class, or a pair (target, contrast); got {given!r}.")
+        if isinstance(given, str) and not known:
+            raise BadData(f"target {given!r}: this model's classes have no names; give indices.")
+        return int(model.class_index(given if isinstance(given, str) else int(given)))
+
+    found = []
+    for target in [targets] if isinstance(targets, str | int | tuple) else list(targets):
+        pair = target if isinstance(target, tuple) else (target,)
+        if len(pair) not in (1, 2):
+            raise BadData(
+                f"a target is one class, or a pair (target, contrast); got {target!r}. Put several in a list."
+            )
+        chosen = [index(given) for given in pair]
+        if len(set(chosen)) != len(chosen):
+            raise BadData(f"target and contrast are the same class: {target!r}.")
+        names = [known[i] if known else str(i) for i in chosen]
+        found.append((" vs ".join(names), chosen[0], chosen[1] if len(chosen) == 2 else None))
+    if not found:
+        raise BadData("targets=[] names no class; leave it out to measure against labels or predictions.")
+    if len({target[1:] for target in found}) != len(found) or len({target[0] for target in found}) != len(found):
+        raise BadData(f"a target is listed twice, or two have one name: {[target[0] for target in found]}.")
+    return found
+
+
+def _by_target(
+    chosen: Sequence[tuple[str, Callable]], targets: Sequence[tuple[str, int, int | None]]
+) -> tuple[list[tuple[str, Callable]], list[str], dict[str, str]]:
+    """Metrics for each target, what identifies them, and which class each is about."""
+    split, identities, about = [], [], {}
+    for name, function in chosen:
+        identity = _metric_identity(name, function)
+        if function in [metric_functions.METRICS[free] for free in metric_functions.WITHOUT_TARGET]:
+            split.append((name, function))
+            identities.append(identity)
+            continue
+        for title, target, contrast in targets:
+            split.append((f"{name}[{title}]", metric_functions.for_target(function, target, contrast)))
+            identities.append(f"{identity} {target} {contrast}")
+            about[f"{name}[{title}]"] = title
+    return split, identities, about
 
 
 def _captured_bytes(model: Any, listed: Sequence[Unit]) -> int:

@@ -468,3 +468,90 @@ def test_kill_9_and_the_same_call_again(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "kept" in done.stdout
+
+
+# several targets from one sweep
+
+
+def counted(model, monkeypatch):
+    """Calls of attention from here on, one entry each."""
+    from mechvis import wave as waves
+
+    calls, heads = [], waves.plain.heads
+    monkeypatch.setattr(waves.plain, "heads", lambda *arguments: calls.append(1) or heads(*arguments))
+    return calls
+
+
+def test_several_targets_cost_no_extra_forward(model, pixels, monkeypatch):
+    calls = counted(model, monkeypatch)
+    quiet(model, pixels, metric="logit", targets=2)
+    one = len(calls)
+    calls.clear()
+    found = quiet(model, pixels, metric=["logit", "logit_diff", "prob", "kl"], targets=[2, 5, (5, 0)])
+    assert len(calls) == one
+    names = [f"{metric}[{target}]" for metric in ("logit", "logit_diff", "prob") for target in ("2", "5", "5 vs 0")]
+    assert [name.replace("LABEL_", "") for name in found.metrics] == [*names, "kl"]
+    assert found.table["target"].null_count() == 12
+
+
+def test_targets_are_what_two_runs_give(model, pixels):
+    found = quiet(model, pixels, units="attn_out", metric=["logit", "logit_diff"], targets=[2, (5, 0)])
+    clean = model.run(pixels).logits
+    edited = model.run(pixels, edits=[mechvis.edits.zero("blocks.1.hook_attn_out")]).logits
+    runner_up = clean.index_fill(1, torch.tensor([2]), float("-inf")).argmax(1, keepdim=True)
+    change = clean - edited
+    expected = {
+        "logit[2]": change[:, 2],
+        "logit[5 vs 0]": change[:, 5],
+        "logit_diff[2]": change[:, 2] - change.gather(1, runner_up)[:, 0],
+        "logit_diff[5 vs 0]": change[:, 5] - change[:, 0],
+    }
+    for name, values in zip(found.metrics, expected.values(), strict=True):
+        assert np.abs(found.values[name][1] - values.numpy()).max() < 1e-10
+    assert found.baseline[found.metrics[0]] == pytest.approx(float(clean[:, 2].mean()))
+    slow = quiet(model, pixels, units="attn_out", metric=["logit", "logit_diff"], targets=[2, (5, 0)], engine="plain")
+    assert np.abs(found.values[found.metrics[3]] - slow.values[found.metrics[3]]).max() < 1e-10
+
+
+def test_prompts_of_a_zero_shot_head_as_targets():
+    clip = mechvis.load(testing.tiny("clip"), preprocess=testing.tiny_preprocess(), tokenizer=testing.Words())
+    model = clip.classifier(["circle", "star", "blue square"])
+    images = testing.tiny_input("clip", n=4)
+    found = quiet(model, images, metric=["logit", "prob"], targets=["star", ("circle", "blue square")])
+    assert found.metrics == ["logit[star]", "logit[circle vs blue square]", "prob[star]", "prob[circle vs blue square]"]
+    assert found.rows("prob[star]")["target"].unique().to_list() == ["star"]
+    again = quiet(model, images, metric="logit", targets="star")
+    assert np.array_equal(again.values["logit[star]"], found.values["logit[star]"])
+    with pytest.raises(UnknownName, match=r"unknown class 'sta'. Nearest: star"):
+        quiet(model, images, targets=["sta"])
+
+
+def test_targets_survive_saving_and_identify_the_job(model, pixels, tmp_path):
+    found = quiet(model, pixels, metric="logit", targets=[1, 2], out=tmp_path)
+    assert mechvis.Result.load(tmp_path).table.equals(found.table)
+    with pytest.raises(ResultMismatch, match="differs in: metrics"):
+        quiet(model, pixels, metric="logit", targets=[1, 3], out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("targets", "error", "text"),
+    [
+        ([], BadData, "names no class"),
+        ([8], OutOfRange, "class 8 does not exist: the head has 8"),
+        ([-1], OutOfRange, "class -1 does not exist"),
+        ([float("nan")], BadData, "name or index of a class"),
+        ([True], BadData, "name or index of a class"),
+        (["circle"], UnknownName, "unknown class 'circle'"),
+        ([1, 1], BadData, "listed twice"),
+        ([(1, 1)], BadData, "the same class"),
+        ([(1, 2, 3)], BadData, "Put several in a list"),
+    ],
+)
+def test_bad_targets(model, pixels, targets, error, text):
+    with pytest.raises(error, match=text):
+        quiet(model, pixels, targets=targets)
+
+
+def test_targets_and_labels_are_two_answers(model, pixels):
+    with pytest.raises(BadData, match="pass one of them"):
+        quiet(model, pixels, targets=[1], labels="predicted")
