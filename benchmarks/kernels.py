@@ -220,10 +220,10 @@ def table(rows: Sequence[Row], where: str) -> str:
     lines = [
         "# Kernels against their rivals",
         "",
-        f"Written by `python -m benchmarks.kernels` on {where}. Times are medians in milliseconds; GB/s counts the "
-        "bytes that the operation must move at the least, and the share is that of a copy of as many bytes. Memory is "
-        "what a call takes beyond its inputs, in MB. A kernel that does not beat both the plain twin and its compiled form "
-        "is to be removed.",
+        f"Written by `python -m benchmarks.kernels` on {where}. Times are medians in milliseconds. GB/s counts the "
+        "bytes that the operation must move at the least; the share is that of a copy of as many bytes. Memory is what "
+        "a call takes beyond its inputs, in MB. A kernel that beats only one of the plain twin and its compiled form, "
+        "or neither, is to be removed.",
         "",
         "| operation | call | size | kernel | plain | compiled | copy | GB/s | share of copy | memory: kernel, plain, "
         "compiled | apart | faster than both |",

@@ -47,20 +47,16 @@ def require_distinct(
         OutOfRange: an index that the activation or the table does not have.
         BadData: a target that is there twice, so that the result would depend on chance.
     """
-    outside = torch.zeros_like(row, dtype=torch.bool)
-    for index, size in zip((row, token, group), shape, strict=False):
-        outside |= (index < 0) | (index >= size)
+    # A source below zero stands for none.
+    limits = {axis: (index, 0, size) for axis, index, size in zip(_AXES, (row, token, group), shape, strict=False)}
     if source is not None and entries is not None:
-        outside |= source >= entries
+        limits["source"] = (source, None, entries)
     keys = flat(shape, row, token, group)
-    anywhere, ascends = torch.stack([outside.any(), (keys[1:] > keys[:-1]).all()]).tolist()
-    if anywhere:
-        first = int(outside.nonzero()[0, 0])
-        at = {axis: int(index[first]) for axis, index in zip(_AXES, (row, token, group), strict=True)}
-        sizes = dict(zip(_AXES, shape, strict=False))
-        if source is not None and entries is not None:
-            at["source"], sizes["source"] = int(source[first]), entries
-        raise OutOfRange(f"patch_rows: target {first} is {at}; the sizes are {sizes}, and indices count from 0.")
+    ends = [end.long() for index, _, _ in limits.values() for end in torch.aminmax(index)]
+    *ends, ascends = torch.stack([*ends, (keys[1:] > keys[:-1]).all().long()]).tolist()
+    for (_, least, size), low, high in zip(limits.values(), ends[::2], ends[1::2], strict=True):
+        if (least is not None and low < least) or high >= size:
+            raise OutOfRange(_outside(limits))
     if not ascends:
         values, counts = keys.unique(return_counts=True)
         if len(values) < len(keys):
@@ -70,7 +66,20 @@ def require_distinct(
                 f"patch_rows: {int((counts > 1).sum())} of {len(values)} targets come more than once, the first at "
                 f"{at}. Which edit wins would be left to chance: apply one after the other in two calls."
             )
-    return ascends
+    return bool(ascends)
+
+
+def _outside(limits: dict[str, tuple[Tensor, int | None, int]]) -> str:
+    """The first target that does not exist, in words."""
+    outside = torch.zeros_like(limits["row"][0], dtype=torch.bool)
+    for index, least, size in limits.values():
+        outside |= index >= size
+        if least is not None:
+            outside |= index < least
+    first = int(outside.nonzero()[0, 0])
+    at = {axis: int(index[first]) for axis, (index, _, _) in limits.items()}
+    sizes = {axis: size for axis, (_, _, size) in limits.items()}
+    return f"patch_rows: target {first} is {at}; the sizes are {sizes}, and indices count from 0."
 
 
 def require_own_memory(x: Tensor) -> None:

@@ -69,7 +69,7 @@ def _every_slot(
     hit = hit & (tl.load(keys + low, mask=hit, other=-1) == slot)
     kept = tl.load(keep + low, mask=hit, other=1.0).to(tl.float32)
 
-    row, token, group = slot // (n_tokens * n_groups), slot // n_groups % n_tokens, slot % n_groups
+    row, token, group = slot // n_groups // n_tokens, slot // n_groups % n_tokens, slot % n_groups
     mask = inside[:, None] & (unit < width)[None, :]  # [SLOTS, UNITS]
     # A value that is not kept is not even read.
     at = (row * x_row + token * x_token + group * x_group)[:, None] + (unit * x_unit)[None, :]
@@ -113,7 +113,7 @@ def _targets_only(
     inside = target < n_targets
     slot = tl.load(keys + target, mask=inside, other=0)
     kept = tl.load(keep + target, mask=inside, other=0.0).to(tl.float32)
-    row, token, group = slot // (n_tokens * n_groups), slot // n_groups % n_tokens, slot % n_groups
+    row, token, group = slot // n_groups // n_tokens, slot // n_groups % n_tokens, slot % n_groups
     mask = inside[:, None] & (unit < width)[None, :]  # [TARGETS, UNITS]
     at = (row * x_row + token * x_token + group * x_group)[:, None] + (unit * x_unit)[None, :]
     old = tl.load(x + at, mask=mask & (kept != 0)[:, None], other=0.0)
@@ -159,7 +159,7 @@ def _sum_per_entry(
         inside = target < stop
         slot = tl.load(keys + target, mask=inside, other=0)
         factor = tl.load(gain + target, mask=inside, other=0.0).to(tl.float32)
-        row, token, group = slot // (n_tokens * n_groups), slot // n_groups % n_tokens, slot % n_groups
+        row, token, group = slot // n_groups // n_tokens, slot // n_groups % n_tokens, slot % n_groups
         at = (row * grad_row + token * grad_token + group * grad_group)[:, None] + (unit * grad_unit)[None, :]
         mask = inside[:, None] & (unit < width)[None, :]
         total += tl.load(grad + at, mask=mask, other=0.0).to(tl.float32) * factor[:, None]
