@@ -5,13 +5,19 @@
    (or, as its plain twin, one full forward per unit), and let `measure` turn outputs into numbers.
 3. Keep the numbers; the outputs are dropped, so a sweep over a million images needs memory for its table only.
 
+While a piece is computed the images of the next one are read by a thread, one piece ahead and no further. Processes
+that are given the same folder share the pieces (:mod:`mechvis.parallel.share`), and each returns the whole table.
+
 A study may look at several *views* of each image at once (original, object removed, context removed): they ride in the
 same batch, and `measure` sees them side by side.
 """
 
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,7 +28,10 @@ from torch import Tensor
 
 from mechvis.edits import Edit
 from mechvis.errors import BadData, NotFinite, OutOfMemory, unknown
+from mechvis.parallel.claims import Claims
 from mechvis.parallel.ledger import Ledger, Piece, cut
+from mechvis.parallel.share import Share
+from mechvis.parallel.world import world
 from mechvis.progress import track
 from mechvis.units import Unit
 from mechvis.wave import Replacement, bytes_per_row, rows_at_once, wave
@@ -71,6 +80,7 @@ def compute(
     folder: Any = None,
     progress: bool = True,
     what: str = "sweep",
+    prefetch: bool = True,
 ) -> dict[str, np.ndarray]:
     """All numbers of a job.
 
@@ -78,9 +88,10 @@ def compute(
         job: what to compute.
         engine: `wave`, or `plain` (one full forward per unit: slow, and what the wave front is tested against).
         budget: memory for activations, e.g. `"8GB"`; by default a share of what is free.
-        folder: keep finished pieces here, and continue from them.
-        progress: show a progress bar.
+        folder: keep finished pieces here, and continue from them; processes that are given the same folder share them.
+        progress: show a progress bar (of several processes that share a folder only the first does).
         what: its title.
+        prefetch: read the images of the next piece while one is computed.
 
     Returns:
         `[unit image]` arrays by name, and `clean/...` arrays `[image]`.
@@ -101,17 +112,81 @@ def compute(
         images_each, units_each = ledger.agree(images_each, units_each)
     pieces = cut(job.n_images, len(job.units), images_each, units_each)
     out: dict[str, np.ndarray] = {}
-    total = job.n_images * len(job.units)
-    with track(total, what, " rows", show=progress) as bar:
-        for piece in pieces:
-            found = None if ledger is None else ledger.read(piece)
-            if found is None:
-                found = _with_back_off(job, piece, engine)
-                if ledger is not None:
-                    ledger.write(piece, found)
+    show = progress and (ledger is None or world().leads)
+    with track(job.n_images * len(job.units), what, " rows", show=show) as bar, ExitStack() as held:
+
+        def keep(piece: Piece, found: dict[str, np.ndarray]) -> None:
             _place(out, found, piece, job)
             bar.update(len(piece.images) * len(piece.units))
+
+        if ledger is None:
+            work = _Alone(pieces)
+        else:
+            work = Share(ledger, pieces, held.enter_context(Claims(ledger.folder)), keep)
+        reader = held.enter_context(_Reader(job, ahead=prefetch))
+        piece = work.take()
+        while piece is not None:
+            reader.begin(piece)
+            following = work.take(wait=False) if prefetch else None
+            views = reader.views(piece)
+            if following is not None:
+                reader.begin(following)
+            started = time.monotonic()
+            found = _with_back_off(job, piece, engine, views)
+            del views
+            work.done(piece, found, time.monotonic() - started)
+            keep(piece, found)
+            piece = following or work.take()
     return out
+
+
+class _Alone:
+    """All pieces in order, for a job that keeps nothing on disk."""
+
+    def __init__(self, pieces: Sequence[Piece]):
+        self.left = iter(pieces)
+
+    def take(self, *, wait: bool = True) -> Piece | None:
+        return next(self.left, None)
+
+    def done(self, piece: Piece, found: dict[str, np.ndarray], seconds: float) -> None:
+        pass
+
+
+class _Reader:
+    """Reads the images of pieces: in a thread of its own, or (its plain twin) when they are asked for.
+
+    What goes wrong in the thread is raised where the piece is asked for, so an error stops the job at the same piece
+    either way. Leaving the context waits for a read that has begun and drops one that has not.
+    """
+
+    def __init__(self, job: Job, *, ahead: bool):
+        self.job = job
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="mechvis reader") if ahead else None
+        self.coming: dict[Piece, Future] = {}
+
+    def __enter__(self) -> "_Reader":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)
+
+    def begin(self, piece: Piece) -> None:
+        """Start reading a piece, unless that has begun."""
+        if self.pool is not None and piece not in self.coming:
+            self.coming[piece] = self.pool.submit(self._read, piece)
+
+    def views(self, piece: Piece) -> Views:
+        """The images of a piece."""
+        return self._read(piece) if self.pool is None else self.coming.pop(piece).result()
+
+    @torch.no_grad()
+    def _read(self, piece: Piece) -> Views:
+        views = self.job.views(piece.images)
+        # From pinned memory the copy to the accelerator runs beside the computation.
+        pin = self.job.model.device.type == "cuda" and views.device.type == "cpu"
+        return views.pin_memory() if pin else views
 
 
 def _place(out: dict[str, np.ndarray], found: dict[str, np.ndarray], piece: Piece, job: Job) -> None:
@@ -126,20 +201,21 @@ def _place(out: dict[str, np.ndarray], found: dict[str, np.ndarray], piece: Piec
             out[name][piece.units.start : piece.units.stop, images] = values
 
 
-def _with_back_off(job: Job, piece: Piece, engine: str) -> dict[str, np.ndarray]:
+def _with_back_off(job: Job, piece: Piece, engine: str, views: Views) -> dict[str, np.ndarray]:
     """Compute a piece; on an accelerator that runs out of memory, in halves."""
     try:
-        return _compute(job, piece, engine)
+        return _compute(job, piece, engine, views)
     except torch.OutOfMemoryError as error:
         failure = str(error)
     # Outside the handler: a live traceback would keep the failed attempt's tensors.
     torch.cuda.empty_cache()
     if len(piece.images) > 1:
-        halves = _halves(piece.images)
-        parts = [_with_back_off(job, Piece(half, piece.units), engine) for half in halves]
+        middle = len(piece.images) // 2
+        halves = zip(_halves(piece.images), (views[:, :middle], views[:, middle:]), strict=True)
+        parts = [_with_back_off(job, Piece(half, piece.units), engine, seen) for half, seen in halves]
         return {name: np.concatenate([part[name] for part in parts], axis=-1) for name in parts[0]}
     if len(piece.units) > 1:
-        parts = [_with_back_off(job, Piece(piece.images, half), engine) for half in _halves(piece.units)]
+        parts = [_with_back_off(job, Piece(piece.images, half), engine, views) for half in _halves(piece.units)]
         return {
             name: parts[0][name] if name.startswith("clean/") else np.concatenate([part[name] for part in parts])
             for name in parts[0]
@@ -148,15 +224,17 @@ def _with_back_off(job: Job, piece: Piece, engine: str) -> dict[str, np.ndarray]
 
 
 def _halves(whole: range) -> tuple[range, range]:
-    middle = (whole.start + whole.stop) // 2
+    middle = whole.start + len(whole) // 2
     return range(whole.start, middle), range(middle, whole.stop)
 
 
 @torch.no_grad()
-def _compute(job: Job, piece: Piece, engine: str) -> dict[str, np.ndarray]:
-    views = job.views(piece.images)
+def _compute(job: Job, piece: Piece, engine: str, views: Views) -> dict[str, np.ndarray]:
     n_views, n = views.shape[:2]
-    pixels = job.model.inputs(views.flatten(0, 1).to(job.model.device, job.model.dtype))
+    device = job.model.device
+    # The type is changed after the copy: changed before, pixels would no longer lie in pinned memory.
+    seen = views.flatten(0, 1).to(device, non_blocking=device.type == "cuda").to(job.model.dtype)
+    pixels = job.model.inputs(seen)
     units = [job.units[i] for i in piece.units]
     replacement = job.replace(views, piece.images)
     run = _wave if engine == "wave" else _plain

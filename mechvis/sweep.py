@@ -27,6 +27,7 @@ from mechvis.engine import Job
 from mechvis.errors import BadData, ShapeMismatch, SplitOverlap, unknown
 from mechvis.labels import with_model_classes
 from mechvis.means import Means, means
+from mechvis.parallel.share import one_saves
 from mechvis.results import Result
 from mechvis.units import KINDS, Unit, units_of
 from mechvis.wave import Replacement
@@ -85,7 +86,8 @@ def sweep(
         layers: only units of these layers.
         engine: `wave`, or its slow twin `plain`.
         budget: memory for activations, e.g. `"8GB"`.
-        out: folder that keeps finished pieces, and then the result; the same call continues an interrupted one.
+        out: folder that keeps finished pieces, and then the result; the same call continues an interrupted one, and
+            processes that are given the same folder share the work (docs/scale.md); each returns the whole result.
         seed: of resampling, of the split, and of the bootstrap.
         progress: show a progress bar.
         allow_overlap: accept reference images that are evaluated too.
@@ -140,7 +142,7 @@ def sweep(
     )
     result = _with_targets(result, prepared.targets)
     if out:
-        result.save(Path(out))
+        one_saves(Path(out), lambda: result.save(Path(out)))
     return result
 
 

@@ -7,6 +7,8 @@ pieces that an uninterrupted one would have, so the table is identical bit by bi
 """
 
 import logging
+import os
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,28 +63,37 @@ class Ledger:
         """
         self.folder = files.ensure_writable(folder)
         self.plan = files.plain_json(plan)
+        self.cut = self._kept_cut() if (self.folder / "plan.json").exists() else None
+
+    def _kept_cut(self) -> list[int]:
+        """The cut in the folder, once its plan is known to be ours."""
         path = self.folder / "plan.json"
-        if path.exists():
-            kept = files.read_json(path)
-            self.cut = kept.pop("cut", None) if isinstance(kept, dict) else None
-            if not (isinstance(self.cut, list) and [type(n) for n in self.cut] == [int, int] and min(self.cut) > 0):
-                raise StoreCorrupt(f"{path} is not the plan of a job. Use another output folder, or delete this one.")
-            if kept != {"format": FORMAT, **self.plan}:
-                both = {**kept, **self.plan}
-                differ = [key for key in both if kept.get(key) != {"format": FORMAT, **self.plan}.get(key)]
-                raise ResultMismatch(
-                    f"{self.folder} holds another job; it differs in: {', '.join(differ)}. "
-                    + "; ".join(f"{k}: there {_short(kept.get(k))}, now {_short(self.plan.get(k))}" for k in differ[:3])
-                    + ". Use another output folder, or delete this one."
-                )
-        else:
-            self.cut = None
+        kept = files.read_json(path)
+        cut = kept.pop("cut", None) if isinstance(kept, dict) else None
+        if not (isinstance(cut, list) and [type(n) for n in cut] == [int, int] and min(cut) > 0):
+            raise StoreCorrupt(f"{path} is not the plan of a job. Use another output folder, or delete this one.")
+        if kept != {"format": FORMAT, **self.plan}:
+            both = {**kept, **self.plan}
+            differ = [key for key in both if kept.get(key) != {"format": FORMAT, **self.plan}.get(key)]
+            raise ResultMismatch(
+                f"{self.folder} holds another job; it differs in: {', '.join(differ)}. "
+                + "; ".join(f"{k}: there {_short(kept.get(k))}, now {_short(self.plan.get(k))}" for k in differ[:3])
+                + ". Use another output folder, or delete this one."
+            )
+        return cut
 
     def agree(self, images_each: int, units_each: int) -> tuple[int, int]:
-        """The cut of this job: the one on disk if there is one, else the proposed one (which is then kept)."""
+        """The cut of this job: the one on disk if there is one, else the proposed one (which is then kept).
+
+        Of several processes that propose at the same time one wins, and all get its cut.
+
+        Raises:
+            ResultMismatch: another job has taken the folder since it was opened.
+        """
         if self.cut is None:
-            self.cut = [int(images_each), int(units_each)]
-            files.write_json(self.folder / "plan.json", {"format": FORMAT, **self.plan, "cut": self.cut})
+            plan = {"format": FORMAT, **self.plan, "cut": [int(images_each), int(units_each)]}
+            _write_once(self.folder / "plan.json", plan)
+            self.cut = self._kept_cut()
         return int(self.cut[0]), int(self.cut[1])
 
     def read(self, piece: Piece) -> dict[str, np.ndarray] | None:
@@ -114,6 +125,21 @@ class Ledger:
     def finished(self, pieces: list[Piece]) -> Iterator[Piece]:
         """Pieces that need no work."""
         return (piece for piece in pieces if self.read(piece) is not None)
+
+
+def _write_once(path: Path, value: Any) -> None:
+    """Write JSON to `path`, whole, unless there is such a file by then."""
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(6)}.new")
+    files.write_json(fresh, value)
+    try:
+        os.link(fresh, path)  # unlike a rename it never replaces
+    except FileExistsError:
+        return
+    except OSError:  # no hard links here: two first writers in the same instant cut differently, and work twice
+        if not path.exists():
+            fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def _short(value: Any) -> str:
