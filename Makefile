@@ -36,7 +36,8 @@ test: $(INSTALLED)    ## the tests, without the slow ones (one file: make test T
 	$(RUN) -m pytest -m "not slow" $(TESTS)
 
 # timm, open_clip and torchvision live in an environment of their own, laid over the first one: a torchvision that does
-# not fit the build of torch breaks `import transformers`, and must not do so where everything else is tested.
+# not fit the build of torch breaks `import transformers`, and must not do so where everything else is tested. Triton
+# is there too: it is large, and without a GPU its kernels run in an interpreter.
 $(TOWERS_INSTALLED): $(INSTALLED)
 	$(PYTHON) -m venv $(TOWERS)
 	@$(RUN) -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
@@ -44,12 +45,12 @@ $(TOWERS_INSTALLED): $(INSTALLED)
 	$(RUN) -m pip --python $(TOWERS_RUN) install --quiet -c constraints.txt --group towers
 	@touch $@
 
-towers: $(TOWERS_INSTALLED)   ## the tests of timm, open_clip and torchvision models, in a second environment
-	$(TOWERS_RUN) -m pytest -m "not slow" tests/towers $(TESTS)
+towers: $(TOWERS_INSTALLED)   ## tests of timm, open_clip and torchvision models and of Triton kernels, in a second environment
+	$(TOWERS_RUN) -m pytest -m "not slow" tests/towers tests/mechvis/kernels $(TESTS)
 
 slow: $(INSTALLED) $(TOWERS_INSTALLED)   ## the slow tests of both environments
 	$(RUN) -m pytest -m slow $(TESTS)
-	$(TOWERS_RUN) -m pytest -m slow tests/towers
+	$(TOWERS_RUN) -m pytest -m slow tests/towers tests/mechvis/kernels
 
 families: $(INSTALLED) $(TOWERS_INSTALLED)   ## measure every model family anew and write docs/families.md
 	$(RUN) -m pytest tests/mechvis/models/test_families.py --families-table --deselect $(PAGE)

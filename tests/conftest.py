@@ -10,6 +10,12 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+if importlib.util.find_spec("torchvision") is not None:
+    # The second environment; before anything imports transformers, which looks whether torchvision works.
+    from mechvis.testing.operators import declare_torchvision_operators
+
+    declare_torchvision_operators()
 hypothesis.settings.register_profile(
     "mechvis",
     max_examples=25,

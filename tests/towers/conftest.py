@@ -2,13 +2,9 @@
 
 import importlib.util
 
-from mechvis.testing.operators import declare_torchvision_operators
-
 PRESENT = all(importlib.util.find_spec(name) for name in ("timm", "open_clip", "torchvision"))
 
-if PRESENT:
-    declare_torchvision_operators()
-else:
+if not PRESENT:
     # No row in SKIPS.md per test: the whole folder belongs to the other environment, and the header says so.
     collect_ignore_glob = ["test_*.py"]
 
@@ -20,4 +16,6 @@ def pytest_report_header():
     import timm
     import torchvision
 
-    return f"second environment: {', '.join(f'{m.__name__} {m.__version__}' for m in (timm, open_clip, torchvision))}"
+    here = [f"{module.__name__} {module.__version__}" for module in (timm, open_clip, torchvision)]
+    triton = "with Triton" if importlib.util.find_spec("triton") else "without Triton"
+    return f"second environment: {', '.join(here)}, {triton}"
