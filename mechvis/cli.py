@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
@@ -29,6 +30,7 @@ SIBLINGS = ("circuits", "probes", "sae")
 """Import names that other code in the wild uses too."""
 
 _HELP = ("-h", "--help")
+_typed: ContextVar[tuple[str, ...]] = ContextVar("mechvis_typed", default=())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    token = _typed.set(tuple(words))
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     with _terminal():
@@ -69,6 +72,18 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise
             _complain(f"error: {error}")
             return 1
+        finally:
+            _typed.reset(token)
+
+
+def typed() -> tuple[str, ...]:
+    """The words after `mechvis` of the command that is running; none if it was called from Python.
+
+    Example:
+        >>> typed()
+        ()
+    """
+    return _typed.get()
 
 
 def say(text: str = "") -> None:

@@ -6,12 +6,14 @@ calls (`calls` says which), except for the few that say where models, images and
 
 import json
 import logging
+import os
+import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from mechvis.cli import columns, say
+from mechvis.cli import columns, say, typed
 
 if TYPE_CHECKING:
     from mechvis.data import ImageSet
@@ -207,6 +209,7 @@ zoo = {"train": zoo_train}
 @calls(
     "mechvis.sweep:sweep",
     "mechvis.certified:certified_top",
+    "mechvis.parallel.launch:start",
     "mechvis.models.load:load",
     "mechvis.clip:HookedCLIP.classifier",
     "mechvis.data.folder:folder",
@@ -225,6 +228,7 @@ def sweep(
     engine: Literal["wave", "plain"] = "wave",
     budget: str | None = None,
     out: Path | None = None,
+    launch: str | None = None,
     top: int = 10,
     certified: bool = False,
     eps: float = 0.1,
@@ -267,6 +271,7 @@ def sweep(
         engine: wave, or its slow twin plain.
         budget: memory for activations, e.g. 8GB.
         out: folder for the table, the per-image values and report.html.
+        launch: local:2 for two processes, slurm:nodes=2,partition=gpu,... for an array of jobs; needs --out.
         top: rows to print; with --certified: units to find.
         certified: find the --top units only, with a guarantee, from as few images as that allows.
         eps: certified: tolerance, as a share of the effect on rank --top.
@@ -291,6 +296,10 @@ def sweep(
         group_column: the table's column of groups.
         on_corrupt: skip files that cannot be decoded, instead of stopping.
     """
+    from mechvis.parallel import world
+
+    if _launched(launch, out, certified):
+        return
     from mechvis.certified import certificate, certified_top
     from mechvis.sweep import sweep as full
 
@@ -302,7 +311,7 @@ def sweep(
         "on_corrupt": on_corrupt,
     }
     found = read_images(images, **options)
-    loaded = read_model(model, found, device=device, templates=templates)
+    loaded = read_model(model, found, device=world().device(device), templates=templates)
     settings: dict[str, Any] = {
         "units": units,
         "edit": edit,
@@ -338,6 +347,8 @@ def sweep(
         )
     else:
         result = full(loaded, found, **settings)
+    if not world().leads:
+        return
     say(top_rows(result, top, by="selected" if certified else "effect"))
     if certified:
         say(f"\n{certificate(result)}")
@@ -346,6 +357,32 @@ def sweep(
         say(f"\nsaved in {out}: table.parquet, values.safetensors, {page.name}")
     else:
         say("\nnothing was saved; --out FOLDER keeps the table and writes a report.")
+
+
+def _launched(launch: str | None, out: Path | None, certified: bool) -> bool:
+    """Start the same command as several processes, if that is asked for and this is not one of them.
+
+    Raises:
+        BadData: several processes, and no folder in which they could share the work.
+    """
+    from mechvis.errors import BadData
+    from mechvis.parallel import start, world
+    from mechvis.parallel.world import LAUNCHED
+
+    several = launch is not None or world().size > 1
+    if several and out is None:
+        raise BadData("several processes share their work through a folder: give --out FOLDER.")
+    if several and certified:
+        raise BadData("--certified needs few images and one process; leave out --launch (or torchrun).")
+    if launch is None or LAUNCHED in os.environ:
+        return False
+    words = typed()
+    if not words:
+        raise BadData("launch= starts the words of a command line; in Python use mechvis.parallel.start.")
+    numbers = start([sys.executable, "-m", "mechvis", *words], launch=launch, logs=out / "jobs")
+    if numbers:
+        say(f"submitted {', '.join(numbers)}; their output is in {out / 'jobs'}, the result will be in {out}.")
+    return True
 
 
 def top_rows(result: Any, k: int, by: str = "effect") -> str:
