@@ -379,9 +379,8 @@ def _launched(launch: str | None, out: Path | None, certified: bool) -> bool:
     words = typed()
     if not words:
         raise BadData("launch= starts the words of a command line; in Python use mechvis.parallel.start.")
-    numbers = start([sys.executable, "-m", "mechvis", *words], launch=launch, logs=out / "jobs")
-    if numbers:
-        say(f"submitted {', '.join(numbers)}; their output is in {out / 'jobs'}, the result will be in {out}.")
+    if start([sys.executable, "-m", "mechvis", *words], launch=launch, logs=out / "jobs"):
+        say(f"the result will be in {out}.")
     return True
 
 

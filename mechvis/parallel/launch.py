@@ -129,16 +129,13 @@ class _Process:
         if not code:
             return
         self.reading.join(timeout=GRACE)
+        how, then = f"ended with exit code {code}", ""
         if code < 0:
             how = f"was killed by signal {-code} ({signal.Signals(-code).name})"
             how += ", perhaps for want of memory" if -code == getattr(signal, "SIGKILL", 9) else ""
-        else:
-            how = f"ended with exit code {code}"
+            then = "\nWhat is finished is kept: the same command continues."
         said = last_words(b"".join(self.tail).decode(errors="replace"))
-        raise RankFailed(
-            f"process {self.rank} of {self.size} {how}{': ' if said else '.'}{said}\n"
-            "What is finished is kept: the same command continues."
-        )
+        raise RankFailed(f"process {self.rank} of {self.size} {how}{': ' if said else '.'}{said}{then}")
 
     def stop(self) -> None:
         """Ask it to end."""
@@ -214,12 +211,15 @@ class Task:
     def __call__(self) -> None:
         import submitit
 
-        here = submitit.JobEnvironment()
-        tasks, rank = here.num_tasks, here.global_rank
+        try:
+            here = submitit.JobEnvironment()
+            tasks, rank = here.num_tasks, here.global_rank
+        except RuntimeError:  # cluster=debug runs the jobs right here, one after the other
+            tasks, rank = 1, 0
         ranks = {
             "RANK": self.number * tasks + rank,
             "WORLD_SIZE": self.jobs * tasks,
-            "LOCAL_RANK": here.local_rank,
+            "LOCAL_RANK": rank,
             "LOCAL_WORLD_SIZE": tasks,
         }
         threads = int(os.environ.get("SLURM_CPUS_PER_TASK", max(1, _cores() // tasks)))
