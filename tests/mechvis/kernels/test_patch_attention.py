@@ -109,7 +109,9 @@ def test_causal(twin, device, kinds):
 
 def test_more_than_one_block_of_queries_and_keys(twin, device):
     against(case(2, 67, 131, 1, 20, ("drop", "drop_for", "keys"), seed=4), torch.float32, device, backward=False)
-    against(case(2, 67, 131, 1, 20, ("drop", "pattern"), seed=5), torch.float32, device, backward=False)
+    tensors, _, more = case(2, 67, 131, 2, 20, ("drop", "pattern"), seed=5)
+    more["pattern_source"] = torch.tensor([2, -1])
+    against((tensors, torch.tensor([1, 0]), more), torch.float32, device, backward=False)
 
 
 @settings(max_examples=8)
