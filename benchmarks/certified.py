@@ -322,7 +322,7 @@ def main() -> None:
         "table": table,
         "clock": clock,
         "worlds": worlds(runs, few),
-        "calibration": calibration(1 if options.quick else 20),
+        "calibration": calibration(1 if options.quick else 40),
         "tails": tails(runs, few),
     }
     options.out.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,9 @@ The union bound of :mod:`mechvis.elimination` is careful: it pays for the worst 
 1. the pilot (the effects of all units on the first images) makes a world: its means, drawn together by as much as its
    noise spread them, are taken for the truth; its images, drawn with replacement, for the noise;
 2. elimination runs in that world many times, with half-widths of z standard errors;
-3. the smallest z whose error, plus one standard error of it, is at most delta is taken.
+3. the smallest z whose error, plus one standard error of it, is at most delta is found, and the next wider one of the
+   grid is taken: the pilot's means only resemble the true ones. Without this step 17 of 20 runs in a log-normal world
+   were right (benchmarks/certified.py).
 
 The guarantee is then calibrated, not certified: it holds as far as the pilot's images look like all images. What the
 pilot never shows (a unit that matters on one image in a thousand) no simulation from it can show.
@@ -78,7 +80,9 @@ def calibrate(
     shrink = np.sqrt(max(0.0, 1 - (residual.var(1) / n).mean() / spread)) if spread > 0 else 0.0
     truth = mean.mean() + shrink * (mean - mean.mean())
     order = np.arange(n_images)
-    for z in GRID:
+
+    def simulated(z: float) -> tuple[float, float]:
+        """Error and mean cost with half-widths of z; the error is 1 as soon as it is surely too large."""
         wrong, cost = 0, 0
         for run in range(runs):
             # All images of this world; its means differ a little from those they are drawn with, as real ones do.
@@ -93,10 +97,16 @@ def calibrate(
             wrong += not (score[found.selected] >= bar - eps * abs(bar)).all()
             cost += found.evaluations
             if wrong > runs * delta:
-                break
-        error = wrong / runs
-        if error + np.sqrt(error * (1 - error) / runs) <= delta:
-            return Calibration(z=z, error=error, runs=runs, evaluations=cost / runs, pilot=n)
+                return 1.0, 0.0
+        return wrong / runs, cost / runs
+
+    enough = False
+    for z in GRID:
+        error, cost = simulated(z)
+        good = error + np.sqrt(error * (1 - error) / runs) <= delta
+        if good and enough:
+            return Calibration(z=z, error=error, runs=runs, evaluations=cost, pilot=n)
+        enough = good
     raise FailedCheck(
         f"no half-width up to {GRID[-1]} standard errors kept the simulated error below {delta}. "
         "Use the certified widths (without calibrate)."
