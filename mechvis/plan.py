@@ -271,7 +271,9 @@ def _launch(view: Tensor, pending: list[Targets]) -> Tensor:
         return view
     merged = pending[0] if len(pending) == 1 else _merge(pending)
     x = view.reshape(*view.shape[:2], -1, 1) if merged.by_unit else view
-    x = patch_rows(x, merged.row, merged.token, merged.group, merged.keep, merged.gain, merged.table, merged.source)
+    # `_disjoint` has seen to it that no target comes twice.
+    targets = (merged.row, merged.token, merged.group, merged.keep, merged.gain, merged.table, merged.source)
+    x = patch_rows(x, *targets, check=False)
     return x.reshape(view.shape)
 
 

@@ -24,9 +24,9 @@ def launches(monkeypatch):
     """Number of targets of every kernel launch."""
     counts = []
 
-    def counted(x, row, *rest):
+    def counted(x, row, *rest, **more):
         counts.append(len(row))
-        return patch_rows(x, row, *rest)
+        return patch_rows(x, row, *rest, **more)
 
     monkeypatch.setattr(planning, "patch_rows", counted)
     return counts
