@@ -17,6 +17,7 @@ from mechvis.errors import BadData
 from mechvis.parallel.ledger import Ledger, Piece
 from mechvis.progress import track
 from mechvis.sweep import Prepared
+from mechvis.units import KINDS
 
 BATCH = 32
 """Images per backward pass."""
@@ -43,8 +44,10 @@ def first_order(
         `[unit image]` float32, in the metric's unit.
 
     Raises:
-        BadData: the metric has no gradient (accuracy).
+        BadData: the metric has no gradient (accuracy), or units of a kind that is not known here.
     """
+    if strange := [unit.kind for unit in prepared.units if unit.kind not in KINDS]:
+        raise BadData(f"control=True knows the units {', '.join(KINDS)}, not {strange[0]}. Leave it out.")
     prepared.model._check_mode()
     ledger = None if folder is None else Ledger(folder, plan or {})
     step = BATCH if ledger is None else ledger.agree(BATCH, len(prepared.units))[0]
