@@ -22,15 +22,17 @@ from torch import Tensor
 
 from mechvis import engine as engines
 from mechvis import metrics as metric_functions
+from mechvis import patches
 from mechvis.data.images import ImageSet, refuse_overlap
 from mechvis.engine import Job
 from mechvis.errors import BadData, ShapeMismatch, SplitOverlap, unknown
 from mechvis.labels import with_model_classes
 from mechvis.means import Means, means
 from mechvis.parallel.share import one_saves
+from mechvis.patches import Groups
 from mechvis.results import Result
 from mechvis.units import KINDS, Unit, units_of
-from mechvis.wave import Replacement
+from mechvis.wave import PerImage, Replacement
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ def sweep(
     images: Any,
     *,
     units: str | Sequence[Unit] = "heads",
+    groups: Any = None,
     edit: Literal["zero", "mean", "mean_positional", "resample", "patch"] = "zero",
     metric: str | Callable | Sequence[str | Callable] = "logit_diff",
     targets: Target | Sequence[Target] | None = None,
@@ -68,7 +71,12 @@ def sweep(
     Args:
         model: a wrapped model with a head (for CLIP: `clip.classifier(class_names)`).
         images: an `ImageSet`, or pixels `[image channel height width]`.
-        units: `heads`, `result`, `attn_out`, `mlp_out`, `neurons`, `tokens` (residual stream x token), or a list.
+        units: `heads`, `result`, `attn_out`, `mlp_out`, `neurons`, `tokens` (residual stream x token), `patches`
+            (residual stream x group of patches), `pool_heads` (of an attention pooling), or a list. Tokens and patches
+            become maps over the image with `mechvis.patches.patch_maps`.
+        groups: for `patches`: a grid of cells such as `(4, 4)`, `"object"` for object and background by the images'
+            masks, masks or label maps `[image height width]`, or lists of tokens; see
+            :func:`mechvis.patches.patch_groups`.
         edit: what takes the unit's place: `zero`; `mean` (over reference images and tokens); `mean_positional` (over
             reference images, per token); `resample` (another image of the set, drawn by `seed`); `patch` (the same
             position in `source`, e.g. the corrupt half of aligned pairs).
@@ -106,6 +114,7 @@ def sweep(
         model,
         images,
         units=units,
+        groups=groups,
         edit=edit,
         metric=metric,
         targets=targets,
@@ -119,11 +128,12 @@ def sweep(
     )
     n, listed = len(prepared.images), prepared.units
     started = time.perf_counter()
-    found = engines.compute(
-        prepared.job(plan=prepared.plan() if out else None),
+    found = measure(
+        prepared,
         engine=engine,
         budget=budget,
         folder=Path(out) / "pieces" if out else None,
+        plan=prepared.plan() if out else None,
         progress=progress,
         what=f"{edit} {'/'.join(prepared.kinds)}",
     )
@@ -133,7 +143,7 @@ def sweep(
         prepared.title,
         [unit.row() for unit in listed],
         {name: found[name] for name, _ in prepared.metrics},
-        images=image_table(prepared.images),
+        images=prepared.image_table(),
         provenance=prepared.provenance(
             timings={"sweep": round(seconds, 3), "rows_per_second": round(n * len(listed) / seconds, 1)}
         ),
@@ -144,6 +154,60 @@ def sweep(
     if out:
         one_saves(Path(out), lambda: result.save(Path(out)))
     return result
+
+
+def measure(
+    prepared: "Prepared",
+    *,
+    plan: dict[str, Any] | None,
+    folder: Path | None,
+    units: Sequence[Unit] | None = None,
+    order: np.ndarray | None = None,
+    **run: Any,
+) -> dict[str, np.ndarray]:
+    """The numbers of a prepared sweep, as :func:`mechvis.engine.compute` gives them; an effect is NaN where a group of
+    patches has no patch in an image.
+
+    Args:
+        prepared: the sweep.
+        plan: what identifies it in a ledger.
+        folder: where the ledger is.
+        units: some of the units, sorted by layer; default: all.
+        order: positions of the images to use; default: all.
+        run: the other arguments of `compute`.
+    """
+    units, groups = prepared.units if units is None else units, prepared.groups
+    if groups is None or not groups.per_image:
+        return engines.compute(prepared.job(units, order, plan), folder=folder, **run)
+    order = np.arange(len(prepared.images)) if order is None else order
+    index = [unit.index for unit in units]
+    if run.get("engine") == "plain":
+        found = _image_by_image(prepared, units, order, plan=plan, folder=folder, **run)
+    else:
+        found = engines.compute(prepared.job(units, order, plan), folder=folder, **run)
+    absent = ~groups.members.any(2).numpy()[order][:, index].T
+    return {
+        name: value if name.startswith("clean/") else np.where(absent, np.nan, value) for name, value in found.items()
+    }
+
+
+def _image_by_image(
+    prepared: "Prepared",
+    units: Sequence[Unit],
+    order: np.ndarray,
+    *,
+    plan: dict[str, Any] | None,
+    folder: Path | None,
+    **run: Any,
+) -> dict[str, np.ndarray]:
+    """The plain twin of groups that differ between images: one image at a time its groups are lists of tokens."""
+    parts = []
+    for image in order:
+        # Where a group has no patch any token will do: the number is dropped.
+        own = [replace(unit, tokens=prepared.groups.tokens(unit.index, image) or (0,)) for unit in units]
+        at = None if folder is None else folder / f"{image:08d}"
+        parts.append(engines.compute(prepared.job(own, np.array([image]), plan), folder=at, **run))
+    return {name: np.concatenate([part[name] for part in parts], axis=-1) for name in parts[0]}
 
 
 def _with_targets(result: Result, targets: Mapping[str, str]) -> Result:
@@ -182,6 +246,8 @@ class Prepared:
     """What was asked for, as JSON can hold it."""
     targets: Mapping[str, str] = field(default_factory=dict)
     """Metric -> the class it is about, where classes were given."""
+    groups: Groups | None = None
+    """For `patches`: what the units are."""
 
     @property
     def kinds(self) -> list[str]:
@@ -237,6 +303,13 @@ class Prepared:
 
     def replacement(self, units: Sequence[Unit], part: Part) -> Replacement:
         """What takes the place of the units' activations on some images."""
+        values = self._values(units, part)
+        if self.groups is None or not self.groups.per_image:
+            return values
+        members = self.groups.members[_index(part)]
+        return PerImage(values, lambda unit: members[:, unit.index])
+
+    def _values(self, units: Sequence[Unit], part: Part) -> Replacement:
         if self.edit == "zero":
             return lambda site: None
         if self.means is not None:
@@ -246,6 +319,22 @@ class Prepared:
             return lambda site: values[site][None]
         pixels = self.source(part).to(self.model.device, self.model.dtype)
         return self.model.run(pixels, capture=sorted({unit.site for unit in units})).cache.__getitem__
+
+    @property
+    def parts(self) -> Any:
+        """The model's parts at the size of the images."""
+        size = self.images.shape[2:] if isinstance(self.images, Tensor) else self.model.parts.image_size
+        return self.model.parts.at_size(tuple(size))
+
+    def image_table(self) -> Any:
+        """One row per image, with the tokens of each group where they differ from image to image."""
+        import polars as pl
+
+        table = image_table(self.images)
+        if self.groups is None or not self.groups.per_image:
+            return table
+        found = [[self.groups.tokens(i, image) for i in range(len(self.groups))] for image in range(len(self.images))]
+        return table.with_columns(pl.Series(patches.COLUMN, found, dtype=pl.List(pl.List(pl.Int32))))
 
     def plan(self) -> dict[str, Any]:
         """What identifies the sweep in a ledger."""
@@ -261,6 +350,8 @@ class Prepared:
         from mechvis.provenance import provenance
 
         facts = {**self.settings, "units": len(self.units), "reference_images": getattr(self.means, "n", None)}
+        if (where := patches.where(self.units, self.groups, self.parts)) is not None:
+            facts["patches"] = where
         images = self.images if isinstance(self.images, ImageSet) else None
         return provenance(model=self.model, images=images, seed=self.settings["seed"], sweep=facts, **more)
 
@@ -280,6 +371,7 @@ def prepare(
     seed: int,
     allow_overlap: bool,
     targets: Target | Sequence[Target] | None = None,
+    groups: Any = None,
 ) -> Prepared:
     """Check and settle the arguments of :func:`sweep`; the errors are those listed there."""
     if edit not in EDITS:
@@ -298,10 +390,17 @@ def prepare(
             raise BadData("targets= and labels= both say what to measure against; pass one of them.")
         labels = "predicted"
         chosen, identities, about = _by_target(chosen, _targets(model, targets))
-    listed = units_of(model, units, layers)
+    known_groups = None
+    if groups is not None and isinstance(units, str) and units == "patches":
+        known_groups = patches.patch_groups(model, images, groups)
+        groups = known_groups
+    listed = units_of(model, units, layers, groups)
     if isinstance(images, ImageSet) and labels != "predicted":
         images = with_model_classes(images, model)
-    reference, images = _reference(edit, reference, images, seed, allow_overlap)
+    n_given = len(images)
+    reference, images, kept = _reference(edit, reference, images, seed, allow_overlap)
+    if known_groups is not None and len(kept) < n_given:
+        known_groups = known_groups[kept]
     label_tensor = _labels(images, labels)
     return Prepared(
         model=model,
@@ -322,8 +421,15 @@ def prepare(
             "engine": engine,
             "reference": _identity(reference),
             "source": _identity(source),
+            # Units in a list carry their tokens; those of no group stay as earlier versions wrote them.
+            **(
+                {"groups": _groups_identity(listed, known_groups)}
+                if "patches" in {unit.kind for unit in listed}
+                else {}
+            ),
         },
         targets=about,
+        groups=known_groups,
     )
 
 
@@ -410,10 +516,12 @@ def _labels(images: Any, labels: str | None) -> Tensor | None:
     return images.label_tensor if known is not None and labels != "predicted" else None
 
 
-def _reference(edit: str, reference: Any, images: Any, seed: int, allow_overlap: bool) -> tuple[Any, Any]:
-    """Reference images and images to evaluate, disjoint."""
+def _reference(
+    edit: str, reference: Any, images: Any, seed: int, allow_overlap: bool
+) -> tuple[Any, Any, Sequence[int]]:
+    """Reference images and images to evaluate, disjoint, and which of the given ones the latter are."""
     if edit not in ("mean", "mean_positional"):
-        return None, images
+        return None, images, range(len(images))
     if reference is None:
         n_reference = max(1, round(len(images) * REFERENCE_SHARE))
         if len(images) < 3:
@@ -424,7 +532,7 @@ def _reference(edit: str, reference: Any, images: Any, seed: int, allow_overlap:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
         first, rest = sorted(order[:n_reference]), sorted(order[n_reference:])
         logger.info("%d of %d images are set aside as reference for the means.", n_reference, len(images))
-        return images[first], images[rest]
+        return images[first], images[rest], rest
     if not allow_overlap:
         if isinstance(reference, ImageSet) and isinstance(images, ImageSet):
             refuse_overlap(reference, images, what="reference and evaluation images")
@@ -440,7 +548,14 @@ def _reference(edit: str, reference: Any, images: Any, seed: int, allow_overlap:
                 f"{len(reference.ids & set(images.ids))} of the images were used for the reference means. "
                 "Use disjoint images, or allow_overlap=True if you know why."
             )
-    return reference, images
+    return reference, images, range(len(images))
+
+
+def _groups_identity(listed: Sequence[Unit], groups: Groups | None) -> str:
+    """Hash of what the groups of patches are: their names do not say it."""
+    if groups is not None:
+        return groups.fingerprint
+    return hashlib.sha256(repr([unit.tokens for unit in listed]).encode()).hexdigest()[:16]
 
 
 def _means_of(model: Any, reference: Any, listed: Sequence[Unit]) -> Means:

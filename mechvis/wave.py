@@ -12,24 +12,42 @@ there, and the batch grows from layer to layer (hooks_circuits.md section 4):
 5. *A few rows at a time*: within a block the rows go through in groups whose activations stay in the processor's
    cache; between blocks only the stream is kept, in one buffer.
 
+Under `torch.autocast` the blocks run in low precision; the stream, the embedding, the read-out and the changes that
+ablated units make are in the model's own (see `mechvis.screen`).
+
 The plain twin is one full forward per unit with `model.run(edits=[...])`; the tests compare them.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mechvis import block as plain
 from mechvis.axes import Pixels, Residual
+from mechvis.errors import BadData
 from mechvis.models.parts import BlockParts, Layout, TowerParts
 from mechvis.units import Unit
 
 Replacement = Callable[[str], Tensor | None]
 """Site name -> values to put there, `[image or 1, token, ...]`, or None for zero."""
+
+
+@dataclass(frozen=True)
+class PerImage:
+    """A replacement for groups of patches that differ from image to image."""
+
+    values: Replacement
+    """What is put in."""
+    tokens: Callable[[Unit], Bool[Tensor, "image token"]]
+    """Where, for each image."""
+
+    def __call__(self, site: str) -> Tensor | None:
+        return self.values(site)
 
 
 @torch.no_grad()
@@ -48,14 +66,20 @@ def wave(
         pixels: the images.
         units: sorted by layer.
         replacement: what goes in the place of a unit's activation.
-        base: heads that are replaced in every row, the clean one included.
+        base: heads (of blocks or of the pooling) that are replaced in every row, the clean one included.
         at_once: rows that go through a block together; None: all of them.
 
     Returns:
         clean output `[image out]` and `[unit image out]` (logits if the model has a head, else its last output).
     """
     n, n_layers = len(pixels), len(parts.blocks)
-    rows = _Rows(parts.embed(pixels), 1 + len(units), at_once)
+    with _own_precision(pixels):
+        embedded = parts.embed(pixels)
+    pool_heads = [unit for unit in units if unit.kind == "pool_heads"]
+    late = 0
+    if isinstance(parts.reads, tuple):
+        late = sum(unit.layer == n_layers - 1 and unit.kind not in ("tokens", "patches") for unit in units)
+    rows = _Rows(embedded, 1 + len(units) - len(pool_heads), late, at_once)
     by_layer = {layer: list(found) for layer, found in groupby(units, key=lambda unit: unit.layer)}
     # Tokens that are not read need no queries in the last block; a norm or a pooling over all tokens reads all.
     reads = parts.reads if isinstance(parts.reads, tuple) else None
@@ -66,11 +90,19 @@ def wave(
             new = replacement(unit.site)
             edited = rows.enter(unit).copy_(rows.clean)
             edited[:, unit.index] = 0 if new is None else new[:, unit.index]
+        for unit in (u for u in entering if u.kind == "patches"):
+            _enter_patches(rows, unit, replacement)
         last_tokens = list(reads) if reads is not None and layer == n_layers - 1 else None
         gone = [unit for unit in base if unit.layer == layer]
         _attention_half(block, rows, entering, gone, replacement, last_tokens, layout)
         _mlp_half(block, rows, entering, replacement, last_tokens)
-    out = _read_out(parts, rows.all, pixels, restricted=reads is not None and n_layers > 0)
+    gone = [unit for unit in base if unit.kind == "pool_heads"]
+    with _own_precision(pixels):
+        if pool_heads or gone:
+            out = _read_out_pooled(parts, rows, pool_heads, gone, replacement)
+        else:
+            restricted = reads is not None and n_layers > 0
+            out = torch.cat([_read_out(parts, rows.all[g], pixels, restricted=restricted) for g in rows.groups()])
     out = out.reshape(-1, n, out.shape[-1])
     # Rows lie in the order in which they entered; the caller's order is the units'.
     return out[0], out[1:][rows.order(units)] if units else out[1:]
@@ -79,9 +111,10 @@ def wave(
 class _Rows:
     """The growing batch: clean rows first, then `n` rows per unit that has entered, in one buffer."""
 
-    def __init__(self, clean: Residual, blocks: int, at_once: int | None):
-        self.n = len(clean)
-        self.buffer = clean.new_empty(blocks * self.n, *clean.shape[1:])
+    def __init__(self, clean: Residual, blocks: int, late: int, at_once: int | None):
+        """Room for `blocks` times the clean rows, of which `late` enter when only the tokens that are read are left."""
+        self.n, self.most = len(clean), blocks * len(clean)
+        self.buffer = clean.new_empty(self.most - late * self.n, *clean.shape[1:])
         self.buffer[: self.n] = clean
         self.entered: list[Unit] = []
         self.step = blocks * self.n if at_once is None else max(1, at_once // self.n) * self.n
@@ -110,11 +143,32 @@ class _Rows:
 
     def narrow(self, tokens: Sequence[int]) -> None:
         """Keep only these tokens from here on."""
-        self.buffer = self.buffer[:, list(tokens)].contiguous()
+        kept = self.buffer.new_empty(self.most, len(tokens), self.buffer.shape[2])
+        kept[: self.stop] = self.all[:, list(tokens)]
+        self.buffer = kept
 
     def order(self, units: Sequence[Unit]) -> list[int]:
         where = {unit: i for i, unit in enumerate(self.entered)}
         return [where[unit] for unit in units]
+
+
+def _own_precision(like: Tensor) -> torch.autocast:
+    """What is cheap and decides small differences, the embedding and the read-out, is not lowered by an autocast."""
+    return torch.autocast(like.device.type, enabled=False)
+
+
+def _enter_patches(rows: _Rows, unit: Unit, replacement: Replacement) -> None:
+    """Rows of a group of patches: the same tokens in every image, or a mask of them for each."""
+    clean, new = rows.clean, replacement(unit.site)
+    edited = rows.enter(unit)
+    if unit.tokens is not None:
+        tokens = list(unit.tokens)
+        edited.copy_(clean)[:, tokens] = clean.new_zeros(()) if new is None else new[:, tokens].to(clean.dtype)
+        return
+    if not isinstance(replacement, PerImage):
+        raise BadData(f"the patches of {unit.name!r} differ from image to image, and nothing says which they are.")
+    mask = replacement.tokens(unit).to(clean.device)[..., None]
+    edited.copy_(torch.where(mask, clean.new_zeros(()) if new is None else new, clean))
 
 
 def _attention_half(
@@ -142,7 +196,7 @@ def _attention_half(
         # In this order, as the upstream does it.
         torch.add(out, rows.buffer[group], out=rows.buffer[group])
         if group.start == 0:
-            clean_z, clean_out = z[:n].clone(), out[:n].clone()
+            clean_z, clean_out = _kept(z[:n], rows), _kept(out[:n], rows)
     for kind in ("heads", "result"):
         if heads := [u for u in entering if u.kind == kind]:
             if block.linear_writes:
@@ -151,6 +205,11 @@ def _attention_half(
                 _enter_heads_in_full(block, rows, heads, clean_z, clean_before, replacement, tokens)
     for unit in writes:
         torch.add(clean_before, _new(replacement, unit.site, clean_out, tokens), out=rows.enter(unit))
+
+
+def _kept(value: Tensor, rows: _Rows) -> Tensor:
+    """A copy in the stream's type: under an autocast the change of a unit must not be rounded once more."""
+    return value.to(rows.buffer.dtype, copy=True)
 
 
 def _enter_heads(
@@ -215,11 +274,11 @@ def _mlp_half(
         out = plain.scaled(block.scale2, block.mlp_out(post))
         torch.add(out, rows.buffer[group], out=rows.buffer[group])
         if group.start == 0:
-            clean_post, clean_out = (post[:n].clone() if neurons else None), (out[:n].clone() if writes else None)
+            clean_post = _kept(post[:n], rows) if neurons else None
+            clean_out = _kept(out[:n], rows) if writes else None
     for unit in writes:
         torch.add(clean_before, _new(replacement, unit.site, clean_out, tokens), out=rows.enter(unit))
     if neurons:
-        weight = block.mlp_out_weight()
         if not block.linear_writes:
             new = _new(replacement, neurons[0].site, clean_post, tokens)
             for unit in neurons:
@@ -228,10 +287,30 @@ def _mlp_half(
                 write = plain.scaled(block.scale2, block.mlp_out(edited))
                 torch.add(clean_before, write, out=rows.enter(unit))
             return
-        change = _new(replacement, neurons[0].site, clean_post, tokens) - clean_post
-        for unit in neurons:
-            delta = change[:, :, unit.index, None] * weight[unit.index]
-            torch.add(rows.clean, delta if block.scale2 is None else block.scale2(delta), out=rows.enter(unit))
+        _enter_neurons(block, rows, neurons, clean_post, replacement, tokens)
+
+
+def _enter_neurons(
+    block: BlockParts,
+    rows: _Rows,
+    neurons: Sequence[Unit],
+    post: Tensor,
+    replacement: Replacement,
+    tokens: list[int] | None,
+) -> None:
+    """Rows of ablated neurons: the clean stream plus, for each, a change along its row of W_out."""
+    index = [unit.index for unit in neurons]
+    change = (_new(replacement, neurons[0].site, post, tokens) - post)[:, :, index]
+    rows_of = rows.enter(*neurons).unflatten(0, (len(neurons), rows.n))
+    along = block.mlp_out_weight()[index]
+    torch.mul(
+        rearrange(change, "image token neuron -> neuron image token 1"),
+        rearrange(along, "neuron d -> neuron 1 1 d"),
+        out=rows_of,
+    )
+    if block.scale2 is not None:
+        rows_of.copy_(block.scale2(rows_of))
+    rows_of += rows.clean
 
 
 def _new(replacement: Replacement, site: str, like: Tensor, tokens: list[int] | None) -> Tensor:
@@ -249,6 +328,38 @@ def _read_out(parts: TowerParts, x: Residual, inputs: Tensor, *, restricted: boo
         return x[torch.arange(len(x), device=x.device), position][:, None]
 
     return plain.read_out(parts, x, pick)
+
+
+def _read_out_pooled(
+    parts: TowerParts, rows: _Rows, units: Sequence[Unit], gone: Sequence[Unit], replacement: Replacement
+) -> Tensor:
+    """The read-out cut open at the heads of the attention pooling: all rows, then those of ablated pooling heads."""
+    pooling, n = parts.pooling, rows.n
+    attn, writes = pooling.attn, []
+    for group in rows.groups():
+        x = rows.all[group]
+        x = x if parts.norm == "pooled" else parts.ln_final(x)  # every token is read, so before or after the pick
+        q, (k, v) = attn.q(pooling.latents(len(x))), attn.kv(x)
+        z = plain.finish(attn, plain.mix(attn, q, k, v))
+        for unit in gone:
+            new = _new(replacement, unit.site, z[:n], None)[:, :, unit.index]
+            z[:, :, unit.index] = new.repeat(len(z) // n, 1, 1)
+        writes.append(attn.out(plain.merge(z)))
+        clean_z = z[:n] if group.start == 0 else clean_z
+    x = torch.cat(writes)
+    if units:
+        index = [unit.index for unit in units]
+        new = _new(replacement, units[0].site, clean_z, None)
+        change = torch.bmm(
+            rearrange((new - clean_z)[:, :, index], "image latent head e -> head (image latent) e"),
+            attn.out_weight()[index],
+        )
+        x = torch.cat([x, (change.unflatten(1, clean_z.shape[:2]) + x[:n]).flatten(0, 1)])
+        rows.entered += units
+    x = parts.pool(x if pooling.mlp is None else plain.mlp(pooling.mlp, x) + x)
+    x = parts.ln_final(x) if parts.norm == "pooled" else x
+    x = x if parts.project is None else parts.project(x)
+    return x if parts.head is None else parts.head(x)
 
 
 def bytes_per_row(parts: TowerParts, element_size: int) -> tuple[int, int]:

@@ -10,5 +10,6 @@ from mechvis.plots.bars import bars, control_strip
 from mechvis.plots.curve import Line, curve
 from mechvis.plots.head_map import head_map
 from mechvis.plots.image_panel import image_panel
+from mechvis.plots.patch_map import patch_map
 
-__all__ = ["Line", "bars", "control_strip", "curve", "head_map", "image_panel"]
+__all__ = ["Line", "bars", "control_strip", "curve", "head_map", "image_panel", "patch_map"]

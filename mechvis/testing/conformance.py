@@ -18,7 +18,7 @@ from mechvis.edits import zero
 from mechvis.models.load import wrap
 from mechvis.models.parts import AttentionParts, TowerParts
 from mechvis.testing.untouched import assert_untouched
-from mechvis.units import units_of
+from mechvis.units import Unit, units_of
 from mechvis.wave import wave
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 2e-2}
@@ -366,6 +366,9 @@ def _check_wave(model: Any, x: Tensor, tolerance: float) -> float:
     """The fast sweep against one forward per unit, with zero and with foreign values."""
     worst = 0.0
     every = {kind: units_of(model, kind) for kind in ("heads", "result", "attn_out", "mlp_out", "neurons", "tokens")}
+    every["patches"] = [unit for layer in range(len(model.parts.blocks)) for unit in _two_groups(model, layer)]
+    if model.parts.pooling is not None:
+        every["pool_heads"] = units_of(model, "pool_heads")
     for kind, units in every.items():
         units = units if len(units) <= 12 else units[:: max(1, len(units) // 12)]
         sites = sorted({unit.site for unit in units})
@@ -379,6 +382,15 @@ def _check_wave(model: Any, x: Tensor, tolerance: float) -> float:
                 expected = _quiet_run(model, x, edit)
                 worst = max(worst, _far(row, expected, tolerance, f"sweep: {name} {unit.name}"))
     return worst
+
+
+def _two_groups(model: Any, layer: int) -> list[Unit]:
+    """Every other patch, and the rest with the prefix."""
+    patches = range(len(model.parts.prefix), model.parts.n_tokens)
+    rest = (*range(len(model.parts.prefix)), *patches[1::2])
+    return [
+        Unit(layer, "patches", i, name, tuple(t)) for i, (name, t) in enumerate({"a": patches[::2], "b": rest}.items())
+    ]
 
 
 def _quiet_run(model: Any, x: Tensor, edit: Any) -> Tensor:

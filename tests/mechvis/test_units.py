@@ -95,3 +95,41 @@ def test_the_edit_of_a_unit_hits_the_unit_only(model, kind):
     index = {"heads": (..., unit.index, slice(None)), "neurons": (..., unit.index), "tokens": (slice(None), unit.index)}
     expected[{**index, "result": index["heads"]}.get(kind, ...)] = 0
     assert torch.equal(edited, expected)
+
+
+def test_heads_of_the_pooling(model):
+    pooled = mechvis.load(testing.tiny("siglip-vision"), preprocess=testing.tiny_preprocess())
+    units = units_of(pooled, "pool_heads")
+    assert units == [Unit(3, "pool_heads", i) for i in range(4)]
+    assert (units[1].name, units[1].site) == ("pool H1", "pool.attn.hook_z")
+    assert units[1].row() == {"unit": "pool H1", "head": 1}
+    assert units_of(pooled, [units[2], Unit(1, "heads", 0)]) == [Unit(1, "heads", 0), units[2]]
+    with pytest.raises(BadData, match="no attention pooling"):
+        units_of(model, "pool_heads")
+    with pytest.raises(BadData, match="in no layer"):
+        units_of(pooled, "pool_heads", [1])
+    for wrong in (Unit(0, "pool_heads", 0), Unit(3, "pool_heads", 4), Unit(3, "pool_heads")):
+        with pytest.raises(OutOfRange, match="heads of the pooling have layer 3"):
+            units_of(pooled, [wrong])
+
+
+def test_groups_of_patches(model):
+    unit = Unit(1, "patches", 0, "corner", (1, 2))
+    assert (unit.name, unit.site) == ("L1 corner", "blocks.1.hook_resid_pre")
+    assert unit.row() == {"unit": "L1 corner", "layer": 1, "group": "corner"}
+    assert unit.edit("zero").tokens == (1, 2)
+    other = Unit(1, "patches", None, "edge", (3,))
+    assert units_of(model, [unit, other, Unit(0, "tokens", 9)]) == [Unit(0, "tokens", 9), other, unit]
+    with pytest.raises(BadData, match="needs groups="):
+        units_of(model, "patches")
+    with pytest.raises(BadData, match="leave it out"):
+        units_of(model, "heads", groups=(2, 2))
+    with pytest.raises(BadData, match="needs a name"):
+        units_of(model, [Unit(0, "patches", 0, None, (1,))])
+    with pytest.raises(BadData, match="needs its tokens"):
+        units_of(model, [Unit(0, "patches", 0, "a")])
+    for tokens in ((10,), (-1,), (1, 1)):
+        with pytest.raises(OutOfRange, match="0 to 9"):
+            units_of(model, [Unit(0, "patches", 0, "a", tokens)])
+    with pytest.raises(BadData, match="differ from image to image"):
+        Unit(0, "patches", 0, "a").edit("zero")

@@ -6,9 +6,10 @@ import torch
 import mechvis
 from mechvis import testing
 from mechvis.engine import plain_edit
+from mechvis.errors import BadData
 from mechvis.means import means
 from mechvis.units import KINDS, Unit, units_of
-from mechvis.wave import bytes_per_row, rows_at_once, wave
+from mechvis.wave import PerImage, bytes_per_row, rows_at_once, wave
 
 # The CLS token is the same in every image before block 0, so patching it there changes nothing, and a run says so.
 pytestmark = pytest.mark.filterwarnings("ignore::mechvis.errors.EffectlessEdit")
@@ -241,3 +242,100 @@ def test_rows_at_once_follow_the_widest_activation_or_the_tokens():
     assert rows_at_once(model.parts, 4) == 4 * 2**20 // (10 * 48 * 4)
     wide = testing.tiny("vit", intermediate_size=10**5, num_hidden_layers=1)
     assert rows_at_once(mechvis.load(wide, preprocess=testing.tiny_preprocess()).parts, 4) == 80
+
+
+# groups of patches, heads of an attention pooling
+
+POOLED = ("siglip-vision", "siglip-zero-shot")
+
+
+def other_model(family):
+    if family == "siglip-zero-shot":
+        clip = mechvis.load(
+            testing.tiny("siglip", dtype=torch.float64),
+            preprocess=testing.tiny_preprocess(),
+            tokenizer=testing.Words(),
+        )
+        return clip.classifier(["circle", "star", "a blue square"])
+    return mechvis.load(testing.tiny(family, dtype=torch.float64), preprocess=testing.tiny_preprocess())
+
+
+def masks_of(model, n, groups=2, seed=3):
+    """Random groups, prefix tokens included; one of them empty in one image."""
+    generator = torch.Generator().manual_seed(seed)
+    members = torch.rand(n, groups, model.parts.n_tokens, generator=generator) < 0.4
+    members[0, 0] = False
+    return members
+
+
+@pytest.mark.parametrize("family", ["vit", "dinov3", "dinov2-registers", "beit-mean", *POOLED])
+@pytest.mark.parametrize("edit", ["zero", "mean_positional", "patch"])
+def test_groups_that_differ_between_images(family, edit):
+    """The plain twin is an edit with a mask `[row token]`."""
+    model, n = other_model(family), 3
+    pixels = testing.tiny_input("vit", n=n, dtype=model.dtype)
+    layers = range(len(model.parts.blocks))
+    units = [Unit(layer, "patches", i, f"group {i}") for layer in layers for i in range(2)]
+    values, members = replacement_of(model, edit, pixels, units), masks_of(model, n)
+    replacement = PerImage(values, lambda unit: members[:, unit.index])
+    clean, edited = wave(model.parts, pixels, units, replacement, at_once=4)
+    testing.assert_close(clean, model.run(pixels).output, 1e-10)
+    largest = 0.0
+    for unit, row in zip(units, edited, strict=True):
+        new = values(unit.site)
+        full = torch.zeros_like(model.run(pixels, capture=unit.site).cache[unit.site]) if new is None else new
+        twin = unit.edit("patch", values={unit.site: full.expand(n, -1, -1)}, tokens=members[:, unit.index])
+        expected = model.run(pixels, edits=[twin]).output
+        testing.assert_close(row, expected, 1e-10, unit.name)
+        largest = max(largest, float((expected - clean).abs().max()))
+        testing.assert_close(row[0] if unit.index == 0 else clean[0], clean[0], 1e-12)  # empty in image 0
+    assert largest > 1e-3
+
+
+@pytest.mark.parametrize("family", ["vit", "dinov3", "beit-mean"])
+def test_groups_of_the_same_tokens(family):
+    model = other_model(family)
+    lists = ((1, 2, 5), (0,), tuple(range(model.parts.n_tokens)))
+    units = [Unit(layer, "patches", i, str(i), tokens) for layer in (0, 2) for i, tokens in enumerate(lists)]
+    for edit in ("zero", "mean_positional", "patch"):
+        check(model, units, edit, 1e-10, at_once=5)
+    one = [Unit(1, "patches", 0, "one", (4,))], [Unit(1, "tokens", 4)]
+    pixels = testing.tiny_input("vit", dtype=model.dtype)
+    both = [wave(model.parts, pixels, units, lambda site: None)[1] for units in one]
+    assert torch.equal(*both)
+
+
+def test_groups_without_masks_are_refused():
+    model = other_model("vit")
+    with pytest.raises(BadData, match="nothing says which"):
+        wave(model.parts, testing.tiny_input("vit", dtype=model.dtype), [Unit(0, "patches", 0, "a")], lambda site: None)
+
+
+@pytest.mark.parametrize("family", POOLED)
+@pytest.mark.parametrize("edit", ["zero", "mean_positional", "patch"])
+def test_heads_of_the_pooling(family, edit):
+    model = other_model(family)
+    units = units_of(model, "pool_heads")
+    check(model, units, edit, 1e-10)
+    mixed = sorted([*units[1:3], Unit(0, "heads", 1), Unit(2, "neurons", 5), Unit(1, "tokens", 3)])
+    check(model, mixed, edit, 1e-10, at_once=4)
+    # A head that is already gone, in every row.
+    check(model, mixed, edit, 1e-10, base=[units[0], Unit(1, "heads", 2)], at_once=4)
+
+
+@pytest.mark.parametrize("family", ["dinov3", "beit-mean", "siglip-vision"])
+def test_neurons_in_one_product(family):
+    """LayerScale, a gate, a pooling over all tokens."""
+    model = other_model(family)
+    for edit in ("zero", "patch"):
+        check(model, units_of(model, "neurons", [1, 2])[::7], edit, 1e-10, at_once=5)
+
+
+def test_rows_of_the_last_block_hold_the_tokens_that_are_read_only():
+    """All neurons of the last block: rows of one token each, whatever the image's size."""
+    bare = testing.tiny("vit", image_size=96, hidden_size=16, intermediate_size=512)
+    model = mechvis.load(bare, preprocess=testing.tiny_preprocess(96))
+    pixels = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    units = units_of(model, "neurons", [2])
+    whole = (1 + len(units)) * bytes_per_row(model.parts, 4)[0]
+    assert allocated(lambda: wave(model.parts, pixels, units, lambda site: None, at_once=8)) < 0.3 * whole

@@ -7,8 +7,8 @@ import matplotlib._pylab_helpers
 import numpy as np
 import pytest
 
-from mechvis.errors import BadImages, NotFinite, ShapeMismatch
-from mechvis.plots import Line, bars, control_strip, curve, head_map, image_panel
+from mechvis.errors import BadImages, NotFinite, OutOfRange, ShapeMismatch
+from mechvis.plots import Line, bars, control_strip, curve, head_map, image_panel, patch_map
 
 EFFECTS = np.array([[0.1, -0.5, 0.0], [np.nan, 1.25, -0.004]])
 IMAGE = np.arange(8 * 6 * 3, dtype=np.uint8).reshape(8, 6, 3)
@@ -49,6 +49,9 @@ FIGURES = {
         columns=3,
         title=text,
         label=text,
+    ),
+    "patch_map": lambda text: patch_map(
+        [IMAGE] * 2, np.arange(2 * 3 * 4 * 3.0).reshape(2, 3, 4, 3) - 30, captions=[text] * 2, title=text, label=text
     ),
     "bars": lambda text: bars(
         [text, text],
@@ -200,3 +203,32 @@ def test_control_strip_shows_every_draw():
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_patch_maps_lie_over_the_image_in_one_scale():
+    maps = np.full((2, 20, 4, 3), np.nan)
+    maps[:, ::2] = np.linspace(-1, 2, 2 * 10 * 12).reshape(2, 10, 4, 3)
+    figure = patch_map([IMAGE] * 2, maps, label="logits")
+    titles = [axes.get_title() for axes in figure.axes[:9]]
+    assert titles == ["image", *(f"layer {layer}" for layer in (0, 2, 6, 8, 10, 12, 16, 18))]
+    over = [axes.images[1] for axes in figure.axes[:18] if len(axes.images) == 2]
+    assert len(over) == 16 and {image.get_clim() for image in over} == {(-2.0, 2.0)}
+    assert np.array_equal(over[1].get_array(), maps[0, 2])
+    assert {tuple(axes.images[0].get_extent()) for axes in figure.axes[:18]} == {(-0.5, 5.5, 7.5, -0.5)}
+    assert figure.axes[-1].get_ylabel() == "logits"
+    assert [a.get_title() for a in patch_map([IMAGE] * 2, maps, layers=[4]).axes[:2]] == ["image", "layer 4"]
+
+
+def test_patch_maps_that_do_not_fit():
+    maps = np.zeros((2, 3, 4, 3))
+    for arguments, more, error, text in (
+        (([IMAGE], maps), {}, ShapeMismatch, "1 images, 2 maps"),
+        (([IMAGE] * 2, maps[0]), {}, ShapeMismatch, "4 non-empty axes"),
+        (([IMAGE] * 2, maps), {"layers": [3]}, OutOfRange, "layer 3 has no map"),
+        (([IMAGE] * 2, maps), {"layers": []}, ShapeMismatch, "shows nothing"),
+        (([IMAGE] * 2, maps), {"captions": ["a"]}, ShapeMismatch, "captions"),
+        (([IMAGE] * 2, maps * np.nan), {}, NotFinite, "nothing to show"),
+        (([IMAGE] * 2, maps + np.inf), {}, NotFinite, "Inf"),
+    ):
+        with pytest.raises(error, match=text):
+            patch_map(*arguments, **more)
