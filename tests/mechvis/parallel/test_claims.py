@@ -52,7 +52,7 @@ def test_a_dead_process_of_this_machine(tmp_path, caplog):
         assert "its owner is gone, taking it over" in caplog.text
 
 
-@pytest.mark.parametrize("process", [1, os.getpid(), 2**80])
+@pytest.mark.parametrize("process", [1, os.getpid(), 2**80], ids=["first", "this", "none"])
 def test_another_machine_counts_until_it_is_silent(tmp_path, process):
     with Claims(tmp_path, stale=60) as claims:
         plant(claims, "a", "elsewhere", process, age=50)
