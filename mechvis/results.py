@@ -433,6 +433,8 @@ class Result:
             f"Result({self.kind!r}, {rows.height} units x {', '.join(metrics)}, {_count(rows['n'])} images, "
             f"{int(rows['significant'].sum())} survive FDR {FALSE_DISCOVERY_RATE})"
         ]
+        if "screen" in self.provenance:
+            lines.append(f"  {self.provenance['screen']['statement']}")
         width = max(len(unit) for unit in self.top(5)["unit"])
         for row in self.top(5).iter_rows(named=True):
             mark = " *" if row["significant"] else ""

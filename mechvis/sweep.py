@@ -60,6 +60,9 @@ def sweep(
     source: Any = None,
     layers: Iterable[int] | None = None,
     engine: Literal["wave", "plain"] = "wave",
+    screen: Literal["bf16"] | None = None,
+    recheck: int | float = 0.25,
+    screen_share: float = 1.0,
     budget: str | int | None = None,
     out: str | Path | None = None,
     seed: int = 0,
@@ -93,6 +96,10 @@ def sweep(
         source: for `patch`: images aligned one to one with `images`.
         layers: only units of these layers.
         engine: `wave`, or its slow twin `plain`.
+        screen: `bf16`: measure all units in bfloat16 and only the top again in float32; the columns `precision` and
+            `screened_effect` and the printed result say what to believe (see :mod:`mechvis.screen`).
+        recheck: with `screen`: how many units to measure again, or which share of them (a float).
+        screen_share: with `screen`: share of the images to screen on.
         budget: memory for activations, e.g. `"8GB"`.
         out: folder that keeps finished pieces, and then the result; the same call continues an interrupted one, and
             processes that are given the same folder share the work (docs/scale.md); each returns the whole result.
@@ -126,6 +133,19 @@ def sweep(
         seed=seed,
         allow_overlap=allow_overlap,
     )
+    if screen is not None:
+        from mechvis.screen import screened
+
+        return screened(
+            prepared,
+            screen=screen,
+            recheck=recheck,
+            share=screen_share,
+            engine=engine,
+            budget=budget,
+            out=out,
+            progress=progress,
+        )
     n, listed = len(prepared.images), prepared.units
     started = time.perf_counter()
     found = measure(
@@ -150,7 +170,7 @@ def sweep(
         baseline={name: float(found[f"clean/{name}"].mean()) for name, _ in prepared.metrics},
         seed=seed,
     )
-    result = _with_targets(result, prepared.targets)
+    result = with_targets(result, prepared.targets)
     if out:
         one_saves(Path(out), lambda: result.save(Path(out)))
     return result
@@ -210,7 +230,7 @@ def _image_by_image(
     return {name: np.concatenate([part[name] for part in parts], axis=-1) for name in parts[0]}
 
 
-def _with_targets(result: Result, targets: Mapping[str, str]) -> Result:
+def with_targets(result: Result, targets: Mapping[str, str]) -> Result:
     """The table with a column that says which class a metric is about; empty where it is about none."""
     import polars as pl
 
