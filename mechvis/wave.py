@@ -298,7 +298,11 @@ def _enter_neurons(
     replacement: Replacement,
     tokens: list[int] | None,
 ) -> None:
-    """Rows of ablated neurons: the clean stream plus, for each, a change along its row of W_out."""
+    """Rows of ablated neurons: the clean stream plus, for each, a change along its row of W_out.
+
+    All in one product: 256 neurons of a ViT-B/16 block enter in 72 ms, one by one in 163 (one thread, 197 tokens). All
+    3072 of the last block take 2.1 s per image, of the one before it 37 s (from 128 of them); one forward each: 1260 s.
+    """
     index = [unit.index for unit in neurons]
     change = (_new(replacement, neurons[0].site, post, tokens) - post)[:, :, index]
     rows_of = rows.enter(*neurons).unflatten(0, (len(neurons), rows.n))
