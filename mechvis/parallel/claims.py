@@ -145,4 +145,6 @@ def _runs(process: int) -> bool:
         return False
     except (PermissionError, OverflowError):
         return True
+    with suppress(OSError, IndexError):  # killed, and its parent has not looked yet (Linux)
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return True

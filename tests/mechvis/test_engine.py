@@ -1,5 +1,9 @@
 """The engine: any cut into pieces gives the same numbers; it says what goes wrong, and leaves nothing behind."""
 
+import dataclasses
+import threading
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -293,3 +297,100 @@ def test_progress_goes_to_the_end(model, capsys):
 
 def test_default_group_is_that_of_the_model(model):
     assert engine._at_once(job(model)) == rows_at_once(model.parts, 8)
+
+
+# images of the next piece are read while one is computed
+
+
+def slow_job(model, log, seconds=0.0, fails=None, units=("heads", "heads", "heads")):
+    """A job that notes what it reads and computes, in which thread, and takes its time for both."""
+    base = job(model, units=[Unit(0, kind, i) for i, kind in enumerate(units)])
+
+    def views(part):
+        assert not torch.is_grad_enabled()
+        log.append(("read", part.start, threading.current_thread().name))
+        time.sleep(seconds)
+        if part.start == fails:
+            raise OSError(f"image {part.start} is broken")
+        return base.views(part)
+
+    def replace(views, part):
+        log.append(("compute", part.start, threading.current_thread().name))
+        time.sleep(seconds)
+        return lambda site: None
+
+    return dataclasses.replace(base, views=views, replace=replace, plan={"what": "test"})
+
+
+def one_image_each(model):
+    return 4 * sum(bytes_per_row(model.parts, 8))
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_reading_ahead_gives_the_same_numbers_and_saves_the_time(model, tmp_path, keep):
+    seconds, found, took = 0.1, {}, {}
+    for ahead in (False, True):
+        log, folder = [], tmp_path / str(ahead) if keep else None
+        started = time.perf_counter()
+        work = slow_job(model, log, seconds)
+        found[ahead] = compute(work, budget=one_image_each(model), folder=folder, progress=False, prefetch=ahead)
+        took[ahead] = time.perf_counter() - started
+        assert [(what, at) for what, at, _ in log if what == "compute"] == [("compute", at) for at in range(N)]
+        assert [at for what, at, _ in log if what == "read"] == list(range(N))
+        readers = {thread for what, _, thread in log if what == "read"}
+        assert readers == ({"mechvis reader_0"} if ahead else {"MainThread"})
+        # Never further ahead than one piece: a read begins after the piece before last was computed.
+        events = [(what, at) for what, at, _ in log]
+        for at in range(2, N):
+            assert events.index(("read", at)) > events.index(("compute", at - 2))
+    for name in found[False]:
+        assert np.array_equal(found[False][name], found[True][name])
+    assert took[True] < took[False] - (N - 1) * seconds * 0.5, took
+    assert not any("mechvis reader" in thread.name for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_an_image_that_cannot_be_read_stops_the_job_at_its_piece(model, tmp_path, ahead):
+    log = []
+    with pytest.raises(OSError, match="image 3 is broken"):
+        work = slow_job(model, log, fails=3)
+        compute(work, budget=one_image_each(model), folder=tmp_path, progress=False, prefetch=ahead)
+    assert [at for what, at, _ in log if what == "compute"] == [0, 1, 2]
+    assert len(list(tmp_path.glob("*.safetensors"))) == 3, "what was finished is kept"
+    assert not list(tmp_path.glob("*.claim"))
+    assert not any("mechvis" in thread.name for thread in threading.enumerate())
+
+
+def test_an_interrupt_stops_the_reader(model, tmp_path):
+    log = []
+    work = slow_job(model, log, seconds=0.02)
+
+    def stops(views, part):
+        if part.start == 2:
+            raise KeyboardInterrupt
+        return work.replace(views, part)
+
+    with testing.assert_untouched(model.bare), pytest.raises(KeyboardInterrupt):
+        stopped = dataclasses.replace(work, replace=stops)
+        compute(stopped, budget=one_image_each(model), folder=tmp_path, progress=False)
+    assert max(at for what, at, _ in log if what == "read") <= 3
+    assert not any("mechvis" in thread.name for thread in threading.enumerate())
+    assert not list(tmp_path.glob("*.claim"))
+    found = compute(slow_job(model, log), folder=tmp_path, progress=False)
+    expected = compute(slow_job(model, []), budget=one_image_each(model), progress=False, prefetch=False)
+    for name in expected:
+        assert np.array_equal(found[name], expected[name])
+
+
+def test_out_of_memory_does_not_read_again(model, monkeypatch):
+    log, wave = [], engine.wave
+    expected = compute(slow_job(model, []), progress=False)
+
+    def small_machine(parts, pixels, units, *arguments, **more):
+        if len(pixels) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return wave(parts, pixels, units, *arguments, **more)
+
+    monkeypatch.setattr(engine, "wave", small_machine)
+    same(compute(slow_job(model, log), progress=False), expected)
+    assert [at for what, at, _ in log if what == "read"] == [0]

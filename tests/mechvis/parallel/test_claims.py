@@ -52,6 +52,20 @@ def test_a_dead_process_of_this_machine(tmp_path, caplog):
         assert "its owner is gone, taking it over" in caplog.text
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only /proc tells a zombie")
+def test_a_killed_process_that_nobody_has_waited_for(tmp_path):
+    zombie = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    with Claims(tmp_path) as claims:
+        plant(claims, "a", socket.gethostname(), zombie.pid)
+        assert not claims.take("a")
+        zombie.kill()
+        until = time.monotonic() + 10
+        while not claims.take("a") and time.monotonic() < until:
+            time.sleep(0.01)
+        assert "a" in claims.held
+    zombie.wait()
+
+
 @pytest.mark.parametrize("process", [1, os.getpid(), 2**80], ids=["first", "this", "none"])
 def test_another_machine_counts_until_it_is_silent(tmp_path, process):
     with Claims(tmp_path, stale=60) as claims:
