@@ -9,7 +9,16 @@ from mechvis import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "notebooks/README.md", "tests/SKIPS.md")
-PAGES += ("docs/families.md", "docs/interop.md", "docs/formats.md", "benchmarks/loading.md", "benchmarks/results.md")
+PAGES += (
+    "docs/families.md",
+    "docs/interop.md",
+    "docs/formats.md",
+    "docs/scale.md",
+    "docs/certified.md",
+    "docs/kernels.md",
+    "benchmarks/loading.md",
+    "benchmarks/results.md",
+)
 
 
 def test_python_example_runs(tmp_path, monkeypatch, capsys):
