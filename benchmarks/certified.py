@@ -192,7 +192,7 @@ def bundled(images_n: int, tokens_n: int, seeds: int) -> tuple[list[dict], list[
 
     import mechvis
     from mechvis.first_order import first_order
-    from mechvis.sweep import prepare
+    from mechvis.sweep_inputs import prepare
 
     torch.set_num_threads(1)
     model = mechvis.load("scenes-vit")

@@ -28,7 +28,7 @@ from mechvis.calibration import Calibration, calibrate
 from mechvis.elimination import FIRST, TAILS, Elimination, check_settings, draw, eliminate, fresh
 from mechvis.errors import ResultMismatch
 from mechvis.results import Result
-from mechvis.sweep import Prepared, image_table, prepare
+from mechvis.sweep_inputs import Prepared, image_table, prepare
 from mechvis.units import Unit
 
 

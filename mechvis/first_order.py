@@ -16,7 +16,7 @@ from torch import Tensor
 from mechvis.errors import BadData
 from mechvis.parallel.ledger import Ledger, Piece
 from mechvis.progress import track
-from mechvis.sweep import Prepared
+from mechvis.sweep_inputs import Prepared
 from mechvis.units import KINDS
 
 BATCH = 32

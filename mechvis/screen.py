@@ -34,7 +34,8 @@ import torch
 from mechvis.errors import BadData, OutOfRange, unknown
 from mechvis.parallel.share import one_saves
 from mechvis.results import Result
-from mechvis.sweep import Prepared, measure, with_targets
+from mechvis.sweep import measure, with_targets
+from mechvis.sweep_inputs import Prepared
 
 PRECISIONS = {"bf16": torch.bfloat16}
 
@@ -53,7 +54,7 @@ def screened(
     """A sweep whose units are screened in low precision and of which the top is measured again in float32.
 
     Args:
-        prepared: the sweep, from `mechvis.sweep.prepare`.
+        prepared: the sweep, from `mechvis.sweep_inputs.prepare`.
         screen: `bf16`.
         recheck: how many units to measure again, or which share of them (a float).
         share: of the images that the screening uses, drawn by the sweep's seed.

@@ -16,7 +16,8 @@ from mechvis.cli import main
 from mechvis.elimination import FIRST, TAILS, bounds, draw, eliminate, fresh, schedule
 from mechvis.errors import BadData, FailedCheck, NotFinite, OutOfRange, ResultMismatch, ShapeMismatch, UnknownName
 from mechvis.first_order import first_order
-from mechvis.sweep import prepare, sweep
+from mechvis.sweep import sweep
+from mechvis.sweep_inputs import prepare
 from mechvis.units import KINDS
 from mechvis.wave import bytes_per_row
 

@@ -23,7 +23,8 @@ from mechvis.errors import (
     UnknownName,
 )
 from mechvis.means import means
-from mechvis.sweep import EDITS, _captured_bytes, _sources, sweep
+from mechvis.sweep import EDITS, sweep
+from mechvis.sweep_inputs import _captured_bytes, _sources
 from mechvis.units import KINDS, Unit, head_units, units_of
 from mechvis.wave import bytes_per_row
 

@@ -2,6 +2,9 @@
 
 import importlib.util
 
+import pytest
+import torch
+
 PRESENT = all(importlib.util.find_spec(name) for name in ("timm", "open_clip", "torchvision"))
 
 if not PRESENT:
@@ -19,3 +22,11 @@ def pytest_report_header():
     here = [f"{module.__name__} {module.__version__}" for module in (timm, open_clip, torchvision)]
     triton = "with Triton" if importlib.util.find_spec("triton") else "without Triton"
     return f"second environment: {', '.join(here)}, {triton}"
+
+
+@pytest.fixture
+def no_native_path():
+    """torch's own attention without a graph rounds in another way; off, upstream is compared bit for bit."""
+    torch.backends.mha.set_fastpath_enabled(False)
+    yield
+    torch.backends.mha.set_fastpath_enabled(True)

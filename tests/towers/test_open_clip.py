@@ -119,13 +119,6 @@ def towers(model):
     return (model.vision, model.text) if isinstance(model, HookedCLIP) else (model,)
 
 
-@pytest.fixture
-def no_native_path():
-    torch.backends.mha.set_fastpath_enabled(False)
-    yield
-    torch.backends.mha.set_fastpath_enabled(True)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.filterwarnings("ignore:CoCa. only the vision tower")

@@ -100,13 +100,6 @@ def quiet(model, **more):
         return wrap(model, **more)
 
 
-@pytest.fixture
-def no_native_path():
-    torch.backends.mha.set_fastpath_enabled(False)
-    yield
-    torch.backends.mha.set_fastpath_enabled(True)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", MODELS)
 def test_family(name, dtype, families_table):
