@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from mechvis.cache import Cache
 from mechvis.edits import Edit
 from mechvis.errors import BadData, OutOfRange, RefusedMethod, ShapeMismatch, TrainMode, unknown
+from mechvis.inputs import check_kind
 from mechvis.plan import plan
 from mechvis.run import Active
 
@@ -98,7 +99,7 @@ class Face(nn.Module):
         model = self.model
         if pixels.ndim != 4:
             raise ShapeMismatch(f"pixels are [image channel height width], got {list(pixels.shape)}.")
-        model._check_kind(pixels, "pixels")
+        check_kind(model, pixels, "pixels")
         ids = self._ids(pixels, example_id)
         _, graph = model._for_size(tuple(pixels.shape[2:]))
         active = Active(

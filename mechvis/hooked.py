@@ -24,19 +24,17 @@ from transformer_lens.HookedRootModule import HookedRootModule
 from mechvis import block as plain
 from mechvis import graph as graphs
 from mechvis.cache import Cache, version_of
-from mechvis.data.preprocess import Preprocess, check_pixels
+from mechvis.data.preprocess import Preprocess
 from mechvis.edits import Edit
 from mechvis.errors import (
     BadData,
-    BadImages,
-    MixedDevices,
-    NotFinite,
     OutOfRange,
     ParityError,
     ShapeMismatch,
     TrainMode,
     unknown,
 )
+from mechvis.inputs import checked
 from mechvis.models.parts import AttentionParts, BlockParts, Layout, PoolingParts, TowerParts
 from mechvis.plan import plan
 from mechvis.run import ACTIVE, Active, Run
@@ -500,7 +498,9 @@ class HookedViT(HookedRootModule):
             raise BadData("loss= is what incl_bwd=True differentiates; pass both or none.")
         more = {"names_filter": names_filter, "device": device, "remove_batch_dim": remove_batch_dim, **kwargs}
         if incl_bwd:
-            output, cache = self._with_gradients(loss, *model_args, **more)
+            from mechvis.interop.transformer_lens import with_gradients
+
+            output, cache = with_gradients(self, loss, *model_args, **more)
         else:
             output, cache = super().run_with_cache(*model_args, **more)
         if not return_cache_object:
@@ -508,43 +508,6 @@ class HookedViT(HookedRootModule):
         from mechvis.interop.transformer_lens import ImageCache
 
         return output, ImageCache(cache, self, has_batch_dim=not remove_batch_dim)
-
-    def _with_gradients(
-        self,
-        loss: Callable[[Tensor], Tensor] | None,
-        inputs: Tensor,
-        *,
-        names_filter: Any,
-        device: Any,
-        remove_batch_dim: bool,
-        pos_slice: Any = None,
-        reset_hooks_end: bool = True,
-        clear_contexts: bool = False,
-        **kwargs: Any,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Activations and gradients of a scalar, without a trace in anybody's `.grad`."""
-        cache, forward, backward = self.get_caching_hooks(
-            names_filter, True, device, remove_batch_dim=remove_batch_dim, pos_slice=pos_slice
-        )
-        leaves = [weight for weight in self.bare.parameters() if weight.requires_grad]
-        if inputs.is_floating_point():
-            inputs = inputs.detach().requires_grad_()
-            leaves.append(inputs)
-        with (
-            self.hooks(forward, backward, reset_hooks_end=reset_hooks_end, clear_contexts=clear_contexts),
-            torch.enable_grad(),
-        ):
-            output = self(inputs, **kwargs)
-            value = output if loss is None else loss(output)
-            if value.numel() != 1:
-                raise BadData(
-                    f"incl_bwd differentiates one number, got {list(value.shape)}; pass a function of the output, for "
-                    "example loss=lambda logits: logits[:, 3].sum()."
-                )
-            if not value.requires_grad:
-                raise BadData("incl_bwd: nothing that this run depends on requires a gradient (frozen weights, ids).")
-            torch.autograd.grad(value.sum(), leaves, allow_unused=True)
-        return output.detach(), cache
 
     def add_hook(self, name: Any, *args: Any, **kwargs: Any) -> None:
         """transformer_lens' `add_hook`, with our error for names that match nothing."""
@@ -556,62 +519,8 @@ class HookedViT(HookedRootModule):
     # inputs and checks
 
     def inputs(self, images: Any, *, start_at_layer: int = 0) -> Tensor:
-        """What the forward takes, from an `ImageSet`, pixels, token ids or a stream; checked."""
-        if hasattr(images, "pixels_for"):
-            if self.preprocess is None:
-                raise BadImages("this model has no image preprocessing; pass preprocess= to mechvis.load, or pixels.")
-            images = images.pixels_for(self.preprocess).to(self.device, self.dtype)
-        if start_at_layer:
-            return self._checked_stream(images, start_at_layer)
-        if self.parts.modality == "text":
-            return self._checked_ids(images)
-        check_pixels(
-            images,
-            channels=self.parts.channels,
-            sizes=None if self.parts.sizes == "any" else self.parts.image_size,
-            at_least=self.parts.patch_size,
-            preprocess=self.preprocess,
-            device=self.device,
-        )
-        self._check_kind(images, "pixels")
-        return images
-
-    def _checked_stream(self, stream: Any, layer: int) -> Tensor:
-        fits = isinstance(stream, Tensor) and stream.ndim == 3 and len(stream) and stream.shape[2] == self.parts.d_model
-        if not fits:
-            seen = list(stream.shape) if isinstance(stream, Tensor) else type(stream).__name__
-            raise ShapeMismatch(
-                f"start_at_layer={layer} takes the stream [row token {self.parts.d_model}], got {seen}."
-            )
-        self._check_kind(stream, "stream")
-        if not torch.isfinite(stream.detach().sum()) and not torch.isfinite(stream).all():
-            raise NotFinite(f"NaN or Inf in the stream given to start_at_layer={layer}.")
-        return stream
-
-    def _checked_ids(self, ids: Any) -> Tensor:
-        if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
-            raise ShapeMismatch("a text tower takes token ids [row token] (int64); use clip.tokenize(texts).")
-        if ids.numel() == 0:
-            raise ShapeMismatch(f"the batch of token ids is empty: shape {list(ids.shape)}.")
-        if ids.shape[1] > self.parts.n_tokens:
-            raise ShapeMismatch(f"a text of {ids.shape[1]} tokens; this model takes up to {self.parts.n_tokens}.")
-        if ids.device != self.device:
-            raise MixedDevices(f"the model is on {self.device}, the token ids on {ids.device}.")
-        n = self.parts.vocabulary
-        low, high = (int(v) for v in torch.aminmax(ids))
-        if low < 0 or (n is not None and high >= n):
-            raise OutOfRange(
-                f"token id {low if low < 0 else high} does not exist; this model's are 0 to {(n or 0) - 1}."
-            )
-        return ids
-
-    def _check_kind(self, given: Tensor, what: str) -> None:
-        if given.device != self.device:
-            raise MixedDevices(f"the model is on {self.device}, the {what} on {given.device}.")
-        if given.dtype != self.dtype:
-            raise MixedDevices(
-                f"the model is {self.dtype}, the {what} {given.dtype}. Convert: {what}.to({self.dtype})."
-            )
+        """What the forward takes, from an `ImageSet`, pixels, token ids or a stream; checked (`mechvis.inputs`)."""
+        return checked(self, images, start_at_layer=start_at_layer)
 
     def _check_mode(self) -> None:
         """Refuse a module in train mode, and one whose parts were exchanged behind our back."""

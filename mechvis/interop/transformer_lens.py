@@ -9,6 +9,7 @@ right for images:
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -216,3 +217,43 @@ def _original(module: nn.Module) -> nn.Module:
     children = {name: None if child is None else _original(child) for name, child in module._modules.items()}
     twin.__dict__["_modules"] = children
     return twin
+
+
+def with_gradients(
+    model: Any,
+    loss: Callable[[Tensor], Tensor] | None,
+    inputs: Tensor,
+    *,
+    names_filter: Any,
+    device: Any,
+    remove_batch_dim: bool,
+    pos_slice: Any = None,
+    reset_hooks_end: bool = True,
+    clear_contexts: bool = False,
+    **kwargs: Any,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`run_with_cache(incl_bwd=True)`: activations and gradients of a scalar, without a trace in anybody's `.grad`.
+
+    Raises:
+        BadData: `loss` does not give one number, or nothing requires a gradient.
+    """
+    cache, forward, backward = model.get_caching_hooks(
+        names_filter, True, device, remove_batch_dim=remove_batch_dim, pos_slice=pos_slice
+    )
+    leaves = [weight for weight in model.bare.parameters() if weight.requires_grad]
+    if inputs.is_floating_point():
+        inputs = inputs.detach().requires_grad_()
+        leaves.append(inputs)
+    hooks = model.hooks(forward, backward, reset_hooks_end=reset_hooks_end, clear_contexts=clear_contexts)
+    with hooks, torch.enable_grad():
+        output = model(inputs, **kwargs)
+        value = output if loss is None else loss(output)
+        if value.numel() != 1:
+            raise BadData(
+                f"incl_bwd differentiates one number, got {list(value.shape)}; pass a function of the output, for "
+                "example loss=lambda logits: logits[:, 3].sum()."
+            )
+        if not value.requires_grad:
+            raise BadData("incl_bwd: nothing that this run depends on requires a gradient (frozen weights, ids).")
+        torch.autograd.grad(value.sum(), leaves, allow_unused=True)
+    return output.detach(), cache
