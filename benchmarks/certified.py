@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mechvis.calibration import calibrate
-from mechvis.elimination import Elimination, draw, eliminate
+from mechvis.certified.calibration import calibrate
+from mechvis.certified.elimination import Elimination, eliminate
+from mechvis.certified.order import draw
 
 UNITS, TOP, EPS, IMAGES = 384, 16, 0.1, 1_281_167
 ORDER = np.arange(IMAGES)
@@ -191,7 +192,7 @@ def bundled(images_n: int, tokens_n: int, seeds: int) -> tuple[list[dict], list[
     import torch
 
     import mechvis
-    from mechvis.first_order import first_order
+    from mechvis.certified.first_order import first_order
     from mechvis.sweep_inputs import prepare
 
     torch.set_num_threads(1)

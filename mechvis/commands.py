@@ -208,7 +208,7 @@ zoo = {"train": zoo_train}
 
 @calls(
     "mechvis.sweep:sweep",
-    "mechvis.certified:certified_top",
+    "mechvis.certified.top:certified_top",
     "mechvis.parallel.launch:start",
     "mechvis.models.load:load",
     "mechvis.clip:HookedCLIP.classifier",
@@ -298,7 +298,7 @@ def sweep(
     """
     from mechvis.parallel import world
 
-    if _launched(launch, out, certified):
+    if launched(launch, out):
         return
     from mechvis.certified import certificate, certified_top
     from mechvis.sweep import sweep as full
@@ -359,7 +359,7 @@ def sweep(
         say("\nnothing was saved; --out FOLDER keeps the table and writes a report.")
 
 
-def _launched(launch: str | None, out: Path | None, certified: bool) -> bool:
+def launched(launch: str | None, out: Path | None) -> bool:
     """Start the same command as several processes, if that is asked for and this is not one of them.
 
     Raises:
@@ -372,8 +372,6 @@ def _launched(launch: str | None, out: Path | None, certified: bool) -> bool:
     several = launch is not None or world().size > 1
     if several and out is None:
         raise BadData("several processes share their work through a folder: give --out FOLDER.")
-    if several and certified:
-        raise BadData("--certified needs few images and one process; leave out --launch (or torchrun).")
     if launch is None or LAUNCHED in os.environ:
         return False
     words = typed()

@@ -110,18 +110,45 @@ class Share:
         return arrays is not None
 
 
-def one_saves(folder: Path, save: Callable[[], object]) -> None:
-    """Save the result of a job whose pieces lie in `folder/pieces`; of several processes that share it, one does.
+def shared(
+    ledger: Ledger,
+    pieces: Sequence[Piece],
+    compute: Callable[[Piece], Arrays],
+    keep: Callable[[Piece, Arrays], None],
+) -> None:
+    """Compute pieces together with whoever shares the folder.
 
-    All come back when `folder/result.json` is there. That is newer than every piece if it holds this job's result.
+    Args:
+        ledger: where finished pieces are kept.
+        pieces: all pieces of the job.
+        compute: makes the arrays of one.
+        keep: is given the arrays of every piece, whoever made them.
     """
-    pieces = folder / "pieces"
-    with Claims(pieces) as claims:
+    with Claims(ledger.folder) as claims:
+        work = Share(ledger, pieces, claims, keep)
+        while (piece := work.take()) is not None:
+            started = time.monotonic()
+            arrays = compute(piece)
+            work.done(piece, arrays, time.monotonic() - started)
+            keep(piece, arrays)
+
+
+def one_saves(folder: Path, save: Callable[[], object], manifest: str = "result.json") -> None:
+    """Save the result of a job whose pieces lie below `folder`; of several processes that share it, one does.
+
+    All come back when the manifest is there. That is newer than every piece if it holds this job's result.
+
+    Args:
+        folder: where pieces and result lie.
+        save: writes the result, its manifest last.
+        manifest: name of the file that says that the result is whole.
+    """
+    with Claims(folder) as claims:
         while not claims.take("result"):
             time.sleep(POLL)
         if world().size > 1:
-            last = max((entry.stat().st_mtime_ns for entry in pieces.glob("images-*.json")), default=0)
-            result = folder / "result.json"
+            last = max((entry.stat().st_mtime_ns for entry in folder.rglob("images-*.json")), default=0)
+            result = folder / manifest
             if result.exists() and result.stat().st_mtime_ns >= last:
                 return
         save()

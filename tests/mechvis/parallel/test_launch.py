@@ -212,7 +212,7 @@ def test_local_by_command(words, tmp_path, monkeypatch, capfd):
         (["--launch", "local:0", "--out", "x"], "say how many processes"),
         (["--launch", "slurm:gpu", "--out", "x"], "'gpu' is not name=value"),
         (["--launch", "slurm:nodes=0", "--out", "x"], "nodes is a whole number of at least 1"),
-        (["--launch", "local:2", "--out", "x", "--certified"], "--certified needs few images and one process"),
+        (["--launch", "local:2", "--certified"], "give --out FOLDER"),
     ],
 )
 def test_refused(more, text, capsys, tmp_path, monkeypatch):

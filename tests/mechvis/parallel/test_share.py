@@ -13,7 +13,7 @@ from mechvis.errors import ResultMismatch
 from mechvis.parallel import World, share
 from mechvis.parallel.claims import Claims
 from mechvis.parallel.ledger import Ledger, Piece, cut
-from mechvis.parallel.share import Share, one_saves, turns
+from mechvis.parallel.share import Share, one_saves, shared, turns
 
 PLAN = {"model": "abc", "n": 12}
 PIECES = cut(12, 4, 2, 2)
@@ -167,9 +167,38 @@ def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
 
 
-def test_one_saves(tmp_path, rank):
-    (tmp_path / "pieces").mkdir()
-    (tmp_path / "pieces" / f"{PIECES[0].name}.json").write_text("{}")
+def test_shared_work_is_kept_whoever_did_it(tmp_path, rank):
+    computed, kept = [], [[] for _ in range(3)]
+
+    def one(number):
+        rank(number, 3)
+        ledger = Ledger(tmp_path, PLAN)
+        ledger.agree(2, 2)
+
+        def compute(piece):
+            computed.append(piece)
+            time.sleep(0.002)
+            return arrays(piece)
+
+        def keep(piece, found):
+            assert np.array_equal(found["logit"], arrays(piece)["logit"])
+            kept[number].append(piece)
+
+        shared(ledger, PIECES, compute, keep)
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(computed, key=PIECES.index) == PIECES, "each once"
+    assert all(sorted(mine, key=PIECES.index) == PIECES for mine in kept), "everybody has all"
+
+
+@pytest.mark.parametrize("where", ["pieces", "rounds/03", "pieces/00000007"])
+def test_one_saves(tmp_path, rank, where):
+    (tmp_path / where).mkdir(parents=True)
+    (tmp_path / where / f"{PIECES[0].name}.json").write_text("{}")
     saved, busy = [], []
 
     def save():
@@ -197,3 +226,14 @@ def test_one_saves(tmp_path, rank):
     rank(0, 1)
     one_saves(tmp_path, save)
     assert len(saved) == 3, "alone it is always written"
+    assert not list(tmp_path.rglob("*.claim"))
+
+
+def test_one_saves_looks_for_the_manifest_it_is_told(tmp_path, rank):
+    rank(0, 2)
+    (tmp_path / "scores").mkdir()
+    (tmp_path / "result.json").write_text("{}")
+    saved = []
+    one_saves(tmp_path, lambda: saved.append((tmp_path / "study.json").write_text("{}")), "study.json")
+    one_saves(tmp_path, lambda: saved.append(None), "study.json")
+    assert len(saved) == 1

@@ -1,6 +1,7 @@
 """How wide must intervals be in practice? Half-widths for elimination, by simulating it on the pilot's own effects.
 
-The union bound of :mod:`mechvis.elimination` is careful: it pays for the worst case over all units and rounds. Here
+The union bound of :mod:`mechvis.certified.elimination` is careful: it pays for the worst case over all units and
+rounds. Here
 
 1. the pilot (the effects of all units on the first images) makes a world: its means, drawn together by as much as its
    noise spread them, are taken for the truth; its images, drawn with replacement, for the noise;
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mechvis.elimination import Evaluate, eliminate
+from mechvis.certified.elimination import Evaluate, eliminate
 from mechvis.errors import FailedCheck
 
 GRID = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0)
@@ -58,7 +59,7 @@ def calibrate(
         pilot: effects `[unit image]` of all units; images with NaN are left out.
         n_images: all images.
         top: units to find.
-        eps: tolerance, as in :func:`mechvis.elimination.eliminate`.
+        eps: tolerance, as in :func:`mechvis.certified.elimination.eliminate`.
         delta: error to stay below.
         by: as there.
         max_images: as there.

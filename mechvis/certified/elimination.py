@@ -3,7 +3,8 @@
 A full sweep measures every unit on every image. To know the *top* units that is wasteful: most units are far from the
 boundary and show it on a few images. So:
 
-1. Put the images into one random order, stratified by class (:func:`draw`). Every unit sees a prefix of that order.
+1. Put the images into one random order, stratified by class (:func:`mechvis.certified.order.draw`). Every unit sees a
+   prefix of that order.
 2. In rounds of doubling size (64, 128, 256, ... images in all) measure the *live* units on the next images.
 3. Bound each live unit's mean over all images. All bounds of all units and rounds hold together with probability
    1 - delta (a union bound: each fails with at most delta / (units x rounds)).
@@ -19,31 +20,22 @@ A random share of the rejected units is measured to the end all the same (the au
 a returned one withdraws the certificate.
 
 Nothing here knows of models: `evaluate(units, images)` gives effects, from an engine, a table, or a simulated world.
-What it assumes is in `TAILS`. Successive elimination: Even-Dar, Mannor, Mansour 2006; for top-k: Kalyanakrishnan et
-al. 2012, whose accept and reject rules these are, with the tolerance in the accept rule.
+What it assumes is in `mechvis.certified.bounds.TAILS`. Successive elimination: Even-Dar, Mannor, Mansour 2006; for
+top-k: Kalyanakrishnan et al. 2012, whose accept and reject rules these are, with the tolerance in the accept rule.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from mechvis.certified.bounds import FIRST, TAILS, bounds, checked_control, largest_deviation
+from mechvis.certified.order import schedule
 from mechvis.errors import BadData, NotFinite, OutOfRange, ShapeMismatch, unknown
 
 Evaluate = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Units `[unit]`, images `[image]` (both positions) -> effects `[unit image]`; NaN = undefined, left out."""
-
-FIRST = 64
-"""Images of the first round, and the fewest on which anything is decided."""
-
-TAILS = {
-    "student": "means of 64 and more images follow Student's t (no single image dominates a unit's mean)",
-    "guarded": "means follow Student's t, and no effect on an image not seen yet lies farther from its unit's mean "
-    "than the farthest seen so far in any unit that is still undecided",
-    "bernstein": "no two effects of a unit differ by more than the given range (else: twice the farthest seen)",
-}
-"""How a mean is bounded, and what that assumes."""
 
 STATUS = ("accepted", "rejected", "undecided")
 """`undecided`: live at the end. All places were taken, and it may lie within the tolerance of what took them; or the
@@ -100,52 +92,6 @@ class Elimination:
         return len(self.mean) * self.rounds[-1]["images"]
 
 
-def draw(n_images: int, strata: Sequence[Any] | np.ndarray | None = None, seed: int = 0) -> np.ndarray:
-    """All images in a random order of which every prefix holds each stratum in proportion, as nearly as possible.
-
-    Args:
-        n_images: how many.
-        strata: class of each image; None: a plain random order.
-        seed: of the order.
-
-    Returns:
-        Positions int64 `[image]`.
-
-    Example:
-        >>> order = draw(80, np.arange(80) % 4, seed=1)
-        >>> np.bincount(order[:8] % 4).tolist(), len(set(order.tolist()))
-        ([2, 2, 2, 2], 80)
-    """
-    generator = np.random.default_rng(seed)
-    order = generator.permutation(n_images)
-    if strata is None:
-        return order
-    _, of = np.unique(np.asarray(strata), return_inverse=True)
-    if len(of) != n_images:
-        raise ShapeMismatch(f"{n_images} images but {len(of)} strata.")
-    # Systematic: the j-th of a stratum's m images lies at (j + offset) / m, one random offset for each stratum.
-    offset, sizes = generator.random(of.max() + 1), np.bincount(of)
-    rank = np.empty(n_images, dtype=np.int64)
-    grouped = order[np.argsort(of[order], kind="stable")]
-    rank[grouped] = np.arange(n_images) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return order[np.argsort(((rank + offset[of]) / sizes[of])[order], kind="stable")]
-
-
-def schedule(n_images: int, max_images: int | None = None, first: int = FIRST) -> list[int]:
-    """Images drawn after each round: doubling from `first`, up to `max_images` (default: all).
-
-    Example:
-        >>> schedule(600)
-        [64, 128, 256, 512, 600]
-    """
-    most = n_images if max_images is None else min(max_images, n_images)
-    found = []
-    while first < most:
-        found.append(first)
-        first *= 2
-    return [*found, most]
-
-
 def eliminate(
     evaluate: Evaluate,
     order: np.ndarray,
@@ -164,18 +110,19 @@ def eliminate(
     control: np.ndarray | None = None,
     uniform: bool = False,
     seed: int = 0,
+    names: Sequence[str] | None = None,
 ) -> Elimination:
     """Find the `top` units of largest mean over all images, with a guarantee (see the top of this module).
 
     Args:
         evaluate: effects of some units on some images; called once per round.
-        order: all images, from :func:`draw`; a prefix of it is measured.
+        order: all images, from :func:`mechvis.certified.order.draw`; a prefix of it is measured.
         n_units: number of units.
         top: how many to find.
         eps: tolerance: a returned unit may lie below the k-th largest mean by this share of it.
         delta: probability with which the guarantee may fail.
         by: largest mean `effect`, or largest absolute value of it (`size`).
-        tails: how means are bounded, see `TAILS`.
+        tails: how means are bounded, see `mechvis.certified.bounds.TAILS`.
         value_range: for `bernstein`: largest minus smallest possible effect, e.g. 2 for a change of probability.
         z: half-widths in standard errors instead of those of the union bound (a calibrated guarantee only).
         max_images: images to draw at most; the answer may then come without a certificate. Default: all.
@@ -186,6 +133,7 @@ def eliminate(
             whatever it is (regression on the other half of the images).
         uniform: measure every unit in every round: what elimination is compared with.
         seed: of the choice of audited units.
+        names: what errors call the units; default: their numbers.
 
     Returns:
         Elimination: the selected units, a status and bounds for every unit, rounds and cost.
@@ -197,6 +145,7 @@ def eliminate(
         NotFinite: an infinite effect, or a unit without a defined effect on any image.
 
     Example:
+        >>> from mechvis.certified.order import draw
         >>> means = np.array([3.0, 0.1, 2.0, 0.0])
         >>> noise = np.random.default_rng(0).normal(size=(4, 5000))
         >>> found = eliminate(lambda units, images: (means[:, None] + noise)[np.ix_(units, images)], draw(5000), 4, 2)
@@ -218,7 +167,7 @@ def eliminate(
         raise BadData(
             "tails='bernstein' bounds effects, not what a control leaves of them. Use 'guarded', or no control."
         )
-    control = None if control is None else _checked_control(control, n_units, len(order))
+    control = None if control is None else checked_control(control, n_units, len(order))
 
     mean, low, high = np.zeros(n_units), np.full(n_units, -np.inf), np.full(n_units, np.inf)
     n, decided = np.zeros(n_units, dtype=np.int64), np.zeros(n_units, dtype=np.int64)
@@ -234,13 +183,14 @@ def eliminate(
         live = ~(accepted | rejected)
         here = live[active]
         # Of live units only: one huge unit, surely in by now, says nothing about what the small ones could still do.
-        largest = _largest(values[here])
+        largest = largest_deviation(values[here])
         centre, half = bounds(
             values, len(order), alpha, tails=tails, z=z, largest=largest, value_range=value_range, control=known
         )
         ids = active[here]
         if np.isnan(centre).any():
             unit = int(active[np.isnan(centre)][0])
+            unit = unit if names is None else names[unit]
             raise NotFinite(f"unit {unit} has no defined effect on any of the {len(order)} images.")
         mean[ids], low[ids], high[ids] = centre[here], (centre - half)[here], (centre + half)[here]
         n[ids], decided[ids] = drawn, number
@@ -296,102 +246,6 @@ def fresh(found: Elimination, n_images: int, count: int) -> list[tuple[np.ndarra
     return parts
 
 
-def bounds(
-    values: np.ndarray,
-    n_images: int,
-    alpha: float,
-    *,
-    tails: str = "guarded",
-    z: float | None = None,
-    largest: float | None = None,
-    value_range: float | None = None,
-    control: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of each unit and the half-width of its interval at level 1 - alpha, from images drawn without replacement.
-
-    `student`: the quantile of Student's t times the standard error, which shrinks to 0 as the images run out (finite
-    population). `guarded` adds `largest x ln(2 / alpha) / n` for what was not seen yet: with probability 1 - alpha / 2
-    the images of a kind that is absent from n draws are at most this share of all. Without it a unit that matters on
-    one image in a hundred looks like a unit that never matters. `bernstein`: the empirical Bernstein-Serfling bound
-    (Bardenet and Maillard 2015, theorem 4).
-
-    Args:
-        values: effects `[unit image]` of the first images of the order; NaN = left out.
-        n_images: all images.
-        alpha: probability with which one interval may miss.
-        tails: see `TAILS`.
-        z: instead of the quantile.
-        largest: largest distance of an effect from its unit's mean seen so far; default: in `values`.
-        value_range: for `bernstein`; default: twice `largest`.
-        control: see :func:`eliminate`.
-
-    Returns:
-        Mean `[unit]` and half-width `[unit]`; infinite where fewer than 64 images are defined and not all are drawn.
-        The mean is NaN where all are drawn and none is defined.
-    """
-    from scipy.special import stdtrit
-
-    drawn = values.shape[1]
-    valid = ~np.isnan(values)
-    count = valid.sum(1)
-    some = np.maximum(count, 1)
-    used, variance = values, None
-    if control is not None and drawn < control.shape[1]:
-        used, variance = _controlled(values, valid, control, n_images)
-    mean = np.where(valid, used, 0.0).sum(1) / some
-    deviation = np.where(valid, used - mean[:, None], 0.0)
-    if drawn == n_images:
-        return np.where(count > 0, mean, np.nan), np.zeros(len(values))
-    left = 1 - drawn / n_images
-    if variance is None:
-        variance = (deviation**2).sum(1) / np.maximum(count - 1, 1) / some * left
-    largest = _largest(values) if largest is None else largest
-    if tails == "bernstein":
-        # Both sides, and the theorem's five events each.
-        log = np.log(2 * 5 / alpha)
-        rho = (1 - (some - 1) / n_images) if drawn <= n_images / 2 else left * (1 + 1 / some)
-        span = 2 * largest if value_range is None else value_range
-        factor = np.sqrt(2 * log) if z is None else z
-        half = factor * np.sqrt(variance / left * rho) + (7 / 3 + 3 / np.sqrt(2)) * span * log / some
-    else:
-        guarded = tails == "guarded" and z is None
-        side = alpha / 4 if guarded else alpha / 2  # the guard takes the other half of alpha
-        half = (stdtrit(np.maximum(count - 1.0, 1.0), 1 - side) if z is None else z) * np.sqrt(variance)
-        if guarded:
-            half = half + largest * np.log(2 / alpha) / some * left
-    return mean, np.where(count < FIRST, np.inf, half)
-
-
-def _controlled(
-    values: np.ndarray, valid: np.ndarray, control: np.ndarray, n_images: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Effects with what the control explains taken out, and the variance of their mean (double sampling: the control
-    is known on more images than the effects; Cochran 1977, section 12.6)."""
-    drawn, known = values.shape[1], control.shape[1]
-    here = control[:, :drawn] - control.mean(1, keepdims=True)
-    adjusted = np.empty_like(values)
-    for half in (0, 1):
-        # The slope comes from the other half of the images: fitted on the same ones it would bias the mean.
-        other = valid.copy()
-        other[:, half::2] = False
-        count = np.maximum(other.sum(1, keepdims=True), 1)
-        x = np.where(other, values, 0.0)
-        a = np.where(other, here, 0.0)
-        a_mean = a.sum(1, keepdims=True) / count
-        spread = np.where(other, (here - a_mean) ** 2, 0.0).sum(1)
-        joint = (x * np.where(other, here - a_mean, 0.0)).sum(1)
-        slope = np.divide(joint, spread, out=np.zeros_like(joint), where=spread > 0)
-        adjusted[:, half::2] = values[:, half::2] - slope[:, None] * here[:, half::2]
-    count = np.maximum(valid.sum(1), 1)
-
-    def scatter(of: np.ndarray) -> np.ndarray:
-        mean = np.where(valid, of, 0.0).sum(1, keepdims=True) / count[:, None]
-        return np.where(valid, (of - mean) ** 2, 0.0).sum(1) / np.maximum(count - 1, 1)
-
-    variance = scatter(adjusted) / count * (1 - drawn / known) + scatter(values) * (1 / known - 1 / n_images)
-    return adjusted, variance
-
-
 def _decide(
     live: np.ndarray, score: np.ndarray, low: np.ndarray, high: np.ndarray, places: int, tolerance: float
 ) -> tuple[list[int], list[int]]:
@@ -421,13 +275,6 @@ def _sided(low: np.ndarray, high: np.ndarray, by: str) -> tuple[np.ndarray, np.n
 def _floor(low: np.ndarray, high: np.ndarray, top: int) -> float:
     """A lower bound of |theta_k|."""
     return float(max(np.sort(low)[-top], -np.sort(high)[-top], 0.0))
-
-
-def _largest(values: np.ndarray) -> float:
-    """Largest distance of an effect from its unit's mean."""
-    valid = ~np.isnan(values)
-    mean = np.where(valid, values, 0.0).sum(1, keepdims=True) / np.maximum(valid.sum(1, keepdims=True), 1)
-    return float(np.abs(np.where(valid, values - mean, 0.0)).max(initial=0.0))
 
 
 def _measured(evaluate: Evaluate, units: np.ndarray, images: np.ndarray) -> np.ndarray:
@@ -477,17 +324,6 @@ def _summary(
         exhausted=exhausted,
         rounds=tuple(rounds),
     )
-
-
-def _checked_control(control: np.ndarray, n_units: int, n_images: int) -> np.ndarray:
-    control = np.asarray(control, dtype=np.float64)
-    if control.ndim != 2 or len(control) != n_units or not 0 < control.shape[1] <= n_images:
-        raise ShapeMismatch(
-            f"the control has the shape {list(control.shape)}; {n_units} units need [{n_units}, images]."
-        )
-    if not np.isfinite(control).all():
-        raise NotFinite("the control holds NaN or Inf.")
-    return control
 
 
 def check_settings(
