@@ -22,9 +22,9 @@ from torch import Tensor
 
 from mechvis.data.images import ImageSet
 from mechvis.errors import BadData, OutOfRange
-from mechvis.hooked import is_rms
 from mechvis.metrics import classes_of
 from mechvis.models.transformers import linear_weight
+from mechvis.norms import is_rms
 from mechvis.units import Unit, head_units
 
 

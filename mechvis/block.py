@@ -5,6 +5,7 @@ halves are separate because an ablated head re-enters the network between them (
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -107,7 +108,11 @@ def scaled(scale: Callable[[Residual], Residual] | None, write: Residual) -> Res
 
 def neurons(block: BlockParts, normalised: Residual) -> Tensor:
     """What the MLP's output product reads, `[row token d_mlp]`."""
-    pre = block.mlp_in(normalised)
+    return activations(block, block.mlp_in(normalised))
+
+
+def activations(block: BlockParts, pre: Any) -> Tensor:
+    """Pre-activations, as `mlp_in` gives them, to what the MLP's output product reads."""
     post = block.act(pre[0]) * pre[1] if block.gated else block.act(pre)
     return post if block.mlp_norm is None else block.mlp_norm(post)
 
@@ -126,17 +131,6 @@ def plain(block: BlockParts, x: Residual, layout: Layout = None) -> Residual:
     """The whole block."""
     mid = x + attention(block, x, layout)
     return mid + mlp(block, mid)
-
-
-def plain_at(block: BlockParts, x: Residual, tokens: Tensor, layout: Layout = None) -> Residual:
-    """The whole block, but only for the stream at `tokens`: keys and values for all, queries and MLP for these.
-
-    Args:
-        tokens: int64 indices `[token]`.
-    """
-    write = block.attn.out(merge(heads(block, block.ln1(x), layout, tokens)))
-    mid = scaled(block.scale1, write) + x[:, tokens]
-    return mlp(block, mid) + mid
 
 
 def merge(z: PerHead) -> Tensor:

@@ -304,8 +304,8 @@ def cut_size(job: Job, budget: int) -> tuple[int, int]:
         most = min(most, max(1, budget // (2 * job.bytes_per_image)))
     if at_once is not None:
         group = max(at_once, views)
-        if rows > group:
-            rows = group + (budget - group * (kept + working)) // kept
+        if rows >= group:
+            rows = (budget - group * working) // kept
         # More images per piece than go through a block together would not be faster.
         most = min(most, max(1, group // views))
     if rows >= all_units:

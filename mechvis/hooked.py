@@ -36,6 +36,7 @@ from mechvis.errors import (
 )
 from mechvis.inputs import checked
 from mechvis.models.parts import AttentionParts, BlockParts, Layout, PoolingParts, TowerParts
+from mechvis.norms import gain_and_bias, is_rms, statistics
 from mechvis.plan import plan
 from mechvis.run import ACTIVE, Active, Run
 from mechvis.sites import AttentionSites, BlockSites, PoolingSites, Sites
@@ -50,30 +51,9 @@ def _gradient_asked(name: str, active: Active | None) -> bool:
     return active is not None and active.keep_graph and active.looks_at(name)
 
 
-def _statistics(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What a norm divides, and what by; a stand-in for no norm (nn.Identity) divides by one."""
-    if not hasattr(norm, "eps"):
-        return x, torch.ones_like(x[..., :1])
-    centred = x if is_rms(norm) else x - x.mean(-1, keepdim=True)
-    eps = torch.finfo(x.dtype).eps if norm.eps is None else norm.eps
-    return centred, (centred.square().mean(-1, keepdim=True) + eps).sqrt()
-
-
-def is_rms(norm: nn.Module) -> bool:
-    """Does this norm divide by the root mean square without taking the mean off?"""
-    return any("rms" in cls.__name__.lower() for cls in type(norm).__mro__)
-
-
 def _tree_of(bare: nn.Module) -> list[tuple[str, nn.Module, dict[str, nn.Module | None]]]:
     """Every module of a tree with its path and children, as they are now."""
     return [(path, module, dict(module._modules)) for path, module in bare.named_modules()]
-
-
-def _gain_and_bias(norm: nn.Module, x: Tensor) -> Tensor:
-    """The learned part of a norm on something already divided."""
-    if getattr(norm, "weight", None) is not None:
-        x = x * norm.weight
-    return x if getattr(norm, "bias", None) is None else x + norm.bias
 
 
 class FinalNorm(Sites):
@@ -275,11 +255,11 @@ class HookedViT(HookedRootModule):
         normal = None
         if self._wanted(at + "hook_scale", sites.hook_scale, active):
             asked = _gradient_asked(at + "hook_scale", active)
-            centred, scale = _statistics(norm, x)
+            centred, scale = statistics(norm, x)
             version = version_of(scale)
             edited = self._at(at + "hook_scale", sites.hook_scale, scale, active)
             if edited is not scale or version_of(edited) != version or asked:
-                normal = _gain_and_bias(norm, centred / edited)
+                normal = gain_and_bias(norm, centred / edited)
         normal = norm(x) if normal is None else normal
         return self._at(at + "hook_normalized", sites.hook_normalized, normal, active)
 

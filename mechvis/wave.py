@@ -6,7 +6,8 @@ there, and the batch grows from layer to layer (hooks_circuits.md section 4):
 1. *Restart*: before its layer a row is the clean row, which is computed once per image.
 2. *Wave front*: all rows go through the later blocks together: one block call per layer, not one per layer and unit.
 3. *Linear shortcut*: an edit of a head, of `attn_out`, of `mlp_out` or of a neuron changes the stream by a vector
-   that is known without running the half-block again: `(z_new - z) W_O`, `(h_new - h) W_out`.
+   that is known without running the half-block again: `(z_new - z) W_O`, `(h_new - h) W_out`. For a head its rank is
+   low, which the MLP's first product makes use of (:mod:`mechvis.head_rows`).
 4. *Only what is read*: in the last block, queries and MLP run for the tokens of the read-out alone (the CLS token);
    keys and values still run for all.
 5. *A few rows at a time*: within a block the rows go through in groups whose activations stay in the processor's
@@ -30,6 +31,8 @@ from torch import Tensor
 from mechvis import block as plain
 from mechvis.axes import Pixels, Residual
 from mechvis.errors import BadData
+from mechvis.few_queries import without_keys
+from mechvis.head_rows import HeadRows, head_rows
 from mechvis.models.parts import BlockParts, Layout, TowerParts
 from mechvis.units import Unit
 
@@ -94,11 +97,11 @@ def wave(
             _enter_patches(rows, unit, replacement)
         last_tokens = list(reads) if reads is not None and layer == n_layers - 1 else None
         gone = [unit for unit in base if unit.layer == layer]
-        _attention_half(block, rows, entering, gone, replacement, last_tokens, layout)
-        _mlp_half(block, rows, entering, replacement, last_tokens)
+        made = _attention_half(block, rows, entering, gone, replacement, last_tokens, layout)
+        _mlp_half(block, rows, entering, replacement, last_tokens, made)
     gone = [unit for unit in base if unit.kind == "pool_heads"]
     with _own_precision(pixels):
-        if pool_heads or gone:
+        if parts.pooling is not None:
             out = _read_out_pooled(parts, rows, pool_heads, gone, replacement)
         else:
             restricted = reads is not None and n_layers > 0
@@ -131,9 +134,10 @@ class _Rows:
     def stop(self) -> int:
         return (1 + len(self.entered)) * self.n
 
-    def groups(self) -> list[slice]:
-        """The rows in groups of whole units; the first group begins with the clean rows."""
-        return [slice(start, min(start + self.step, self.stop)) for start in range(0, self.stop, self.step)]
+    def groups(self, start: int = 0, stop: int | None = None) -> list[slice]:
+        """Rows from `start` to `stop` (None: the last) in groups of whole units; the clean rows are the first."""
+        stop = self.stop if stop is None else stop
+        return [slice(at, min(at + self.step, stop)) for at in range(start, stop, self.step)]
 
     def enter(self, *units: Unit) -> Residual:
         """Places `[unit*image token d_model]` of new rows, to be filled."""
@@ -179,7 +183,8 @@ def _attention_half(
     replacement: Replacement,
     tokens: list[int] | None,
     layout: Layout,
-) -> None:
+) -> tuple[slice, HeadRows] | None:
+    """The rows after attention, and what is known of those that ablated heads have just made, with their place."""
     attn, n = block.attn, rows.n
     index = None if tokens is None else torch.tensor(tokens, device=rows.buffer.device)
     stream = rows.all
@@ -187,8 +192,12 @@ def _attention_half(
         rows.narrow(tokens)  # `stream` still has all tokens, for keys and values
     writes = [u for u in entering if u.kind == "attn_out"]
     clean_before = rows.clean.clone() if writes or not block.linear_writes else None
+    few = None
     for group in rows.groups():
-        z = plain.heads(block, block.ln1(stream[group]), layout, index)
+        x = block.ln1(stream[group])
+        if index is not None and group.start == 0:
+            few = without_keys(attn, x[:n], len(tokens))
+        z = plain.heads(block, x, layout, index) if few is None else few.heads(attn.q(x[:, index]), x, layout, index)
         for unit in gone:
             new = _new(replacement, unit.site, z[:n], tokens)[:, :, unit.index]
             z[:, :, unit.index] = new.repeat(len(z) // n, 1, 1)
@@ -197,14 +206,16 @@ def _attention_half(
         torch.add(out, rows.buffer[group], out=rows.buffer[group])
         if group.start == 0:
             clean_z, clean_out = _kept(z[:n], rows), _kept(out[:n], rows)
+    made = None
     for kind in ("heads", "result"):
         if heads := [u for u in entering if u.kind == kind]:
             if block.linear_writes:
-                _enter_heads(block, rows, heads, clean_z, replacement, tokens)
+                made = _enter_heads(block, rows, heads, clean_z, replacement, tokens) or made
             else:
                 _enter_heads_in_full(block, rows, heads, clean_z, clean_before, replacement, tokens)
     for unit in writes:
         torch.add(clean_before, _new(replacement, unit.site, clean_out, tokens), out=rows.enter(unit))
+    return made
 
 
 def _kept(value: Tensor, rows: _Rows) -> Tensor:
@@ -214,29 +225,26 @@ def _kept(value: Tensor, rows: _Rows) -> Tensor:
 
 def _enter_heads(
     block: BlockParts, rows: _Rows, heads: Sequence[Unit], z: Tensor, replacement: Replacement, tokens: list[int] | None
-) -> None:
+) -> tuple[slice, HeadRows] | None:
     """Rows of ablated heads: the clean stream after attention plus the change that the head's output makes."""
     index = [unit.index for unit in heads]
-    clean = rows.clean
-    change = rows.enter(*heads).unflatten(0, (len(heads), rows.n))
-    flat = change.flatten(1, 2)
-    weight = block.attn.out_weight()[index]
+    start, clean, weight = rows.stop, rows.clean, block.attn.out_weight()[index]
+    entered = rows.enter(*heads).unflatten(0, (len(heads), rows.n))
     # hook_result is what a head writes to the stream, LayerScale included: the old write goes, the new one comes.
     by_result = heads[0].kind == "result"
     new = replacement(heads[0].site) if by_result else _new(replacement, heads[0].site, z, tokens)
-    torch.bmm(
-        rearrange((z if by_result else new - z)[:, :, index], "image token head e -> head (image token) e"),
-        weight,
-        out=flat,
-    )
+    change = rearrange((-z if by_result else new - z)[:, :, index], "image token head e -> head image token e")
+    torch.bmm(change.flatten(1, 2), weight, out=entered.flatten(1, 2))
     if block.scale1 is not None:
-        change.copy_(block.scale1(change))
-    if by_result:
-        change.neg_()
-        if new is not None:
-            new = (new if tokens is None else new[:, tokens])[:, :, index]
-            change += rearrange(new, "image token head d -> head image token d")
-    change += clean
+        entered.copy_(block.scale1(entered))
+    if by_result and new is not None:
+        new = (new if tokens is None else new[:, tokens])[:, :, index]
+        entered += rearrange(new, "image token head d -> head image token d")
+    entered += clean
+    if tokens is not None or (by_result and new is not None):
+        return None
+    known = head_rows(block, clean, entered, change, weight)
+    return None if known is None else (slice(start, rows.stop), known)
 
 
 def _enter_heads_in_full(
@@ -263,19 +271,27 @@ def _enter_heads_in_full(
 
 
 def _mlp_half(
-    block: BlockParts, rows: _Rows, entering: Sequence[Unit], replacement: Replacement, tokens: list[int] | None
+    block: BlockParts,
+    rows: _Rows,
+    entering: Sequence[Unit],
+    replacement: Replacement,
+    tokens: list[int] | None,
+    made: tuple[slice, HeadRows] | None,
 ) -> None:
     n = rows.n
     writes = [u for u in entering if u.kind == "mlp_out"]
     neurons = [u for u in entering if u.kind == "neurons"]
     clean_before = rows.clean.clone() if writes or neurons else None
-    for group in rows.groups():
+    place, known = made or (slice(rows.stop, rows.stop), None)
+    for group in rows.groups(0, place.start) + rows.groups(place.stop, rows.stop):
         post = plain.neurons(block, block.ln2(rows.buffer[group]))
-        out = plain.scaled(block.scale2, block.mlp_out(post))
-        torch.add(out, rows.buffer[group], out=rows.buffer[group])
+        out = _add_mlp(block, rows, group, post)
         if group.start == 0:
             clean_post = _kept(post[:n], rows) if neurons else None
             clean_out = _kept(out[:n], rows) if writes else None
+    for group in rows.groups(place.start, place.stop):
+        units = slice((group.start - place.start) // n, (group.stop - place.start) // n)
+        _add_mlp(block, rows, group, known.neurons(rows.buffer[group].unflatten(0, (-1, n)), units))
     for unit in writes:
         torch.add(clean_before, _new(replacement, unit.site, clean_out, tokens), out=rows.enter(unit))
     if neurons:
@@ -288,6 +304,12 @@ def _mlp_half(
                 torch.add(clean_before, write, out=rows.enter(unit))
             return
         _enter_neurons(block, rows, neurons, clean_post, replacement, tokens)
+
+
+def _add_mlp(block: BlockParts, rows: _Rows, group: slice, post: Tensor) -> Residual:
+    out = plain.scaled(block.scale2, block.mlp_out(post))
+    torch.add(out, rows.buffer[group], out=rows.buffer[group])
+    return out
 
 
 def _enter_neurons(
@@ -337,14 +359,15 @@ def _read_out(parts: TowerParts, x: Residual, inputs: Tensor, *, restricted: boo
 def _read_out_pooled(
     parts: TowerParts, rows: _Rows, units: Sequence[Unit], gone: Sequence[Unit], replacement: Replacement
 ) -> Tensor:
-    """The read-out cut open at the heads of the attention pooling: all rows, then those of ablated pooling heads."""
+    """The read-out of an attention pooling, cut open at its heads: all rows, then those of ablated pooling heads."""
     pooling, n = parts.pooling, rows.n
-    attn, writes = pooling.attn, []
+    attn, writes, few = pooling.attn, [], None
     for group in rows.groups():
         x = rows.all[group]
         x = x if parts.norm == "pooled" else parts.ln_final(x)  # every token is read, so before or after the pick
-        q, (k, v) = attn.q(pooling.latents(len(x))), attn.kv(x)
-        z = plain.finish(attn, plain.mix(attn, q, k, v))
+        few = without_keys(attn, x[:n], pooling.n_latents) if group.start == 0 else few
+        q = attn.q(pooling.latents(len(x)))
+        z = plain.finish(attn, plain.mix(attn, q, *attn.kv(x))) if few is None else few.heads(q, x)
         for unit in gone:
             new = _new(replacement, unit.site, z[:n], None)[:, :, unit.index]
             z[:, :, unit.index] = new.repeat(len(z) // n, 1, 1)
@@ -368,10 +391,11 @@ def _read_out_pooled(
 
 def bytes_per_row(parts: TowerParts, element_size: int) -> tuple[int, int]:
     """Memory of one row: what it keeps from block to block (the stream), and what it needs while it is in a block (the
-    normalised stream, q, k, v and z or the MLP's hidden layer before and after the activation, and the write)."""
+    normalised stream, q, k, v and z or the MLP's hidden layer before and after the activation, and the write; rows of
+    ablated heads also the clean hidden layer)."""
     block = parts.blocks[0]
     scores = 0 if block.attn.fused() else 2 * block.attn.n_heads * parts.n_tokens
-    working = max(6 * parts.d_model + scores, 2 * parts.d_model + (4 if block.gated else 2) * block.d_mlp)
+    working = max(6 * parts.d_model + scores, 3 * parts.d_model + (6 if block.gated else 3) * block.d_mlp)
     return parts.n_tokens * parts.d_model * element_size, parts.n_tokens * working * element_size
 
 
