@@ -38,7 +38,7 @@ from mechvis.inputs import checked
 from mechvis.models.parts import AttentionParts, BlockParts, Layout, PoolingParts, TowerParts
 from mechvis.norms import gain_and_bias, is_rms, statistics
 from mechvis.plan import plan
-from mechvis.run import ACTIVE, Active, Run
+from mechvis.run import ACTIVE, Active, AllCaptured, Run
 from mechvis.sites import AttentionSites, BlockSites, PoolingSites, Sites
 
 
@@ -323,6 +323,7 @@ class HookedViT(HookedRootModule):
         stop_at_layer: int | None = None,
         size: tuple[int, int] | None = None,
         check_finite: bool = True,
+        stop_when_captured: bool = False,
     ) -> Run:
         """One isolated forward pass with edits and captures.
 
@@ -337,6 +338,8 @@ class HookedViT(HookedRootModule):
             size: (height, width) in pixels of the images that a given stream came from, where it matters (see
                 :meth:`forward`).
             check_finite: raise if a captured activation holds NaN or Inf.
+            stop_when_captured: compute nothing after the last captured site, in the middle of a block if it lies there;
+                the output is then that site's value.
 
         Returns:
             Run: output, cache, and what was done.
@@ -359,13 +362,19 @@ class HookedViT(HookedRootModule):
             owner=self,
             keep_graph=grad,
             check_finite=check_finite,
+            stop_when_captured=stop_when_captured,
         )
+        if stop_when_captured and not active.capture:
+            raise BadData("stop_when_captured=True, and nothing to capture: name the sites in capture=[...].")
+        site = self.output_site if stop_at_layer is None else f"the stream before block {stop_at_layer}"
         with self._running(active), torch.enable_grad() if grad else torch.no_grad():
-            output = self(inputs, start_at_layer=start_at_layer, stop_at_layer=stop_at_layer, size=size)
+            try:
+                output = self(inputs, start_at_layer=start_at_layer, stop_at_layer=stop_at_layer, size=size)
+            except AllCaptured as end:
+                output, site = end.value, end.site
         active.finish()
         if stop_at_layer is None and not active.capture:
             active.warn_unreachable(parts)
-        site = self.output_site if stop_at_layer is None else f"the stream before block {stop_at_layer}"
         return Run(output, active.cache, tuple(e for found in active.plan.at.values() for e in found), site)
 
     def face(self, output: Any = None, *, target: Any = None, contrast: Any = None, edits: Any = ()) -> Any:

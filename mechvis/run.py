@@ -34,6 +34,14 @@ class Watcher(Protocol):
         ...
 
 
+class AllCaptured(Exception):
+    """Ends a forward pass that has shown everything that was asked of it; never leaves :meth:`HookedViT.run`."""
+
+    def __init__(self, site: str, value: Tensor):
+        super().__init__(site)
+        self.site, self.value = site, value
+
+
 @dataclass
 class Active:
     """The run that is in progress in this context."""
@@ -47,6 +55,8 @@ class Active:
     check_finite: bool = True
     watcher: Watcher | None = None
     """Called at every site, after the edits; no block takes the plain path then."""
+    stop_when_captured: bool = False
+    """End the pass at the last of the captured sites."""
     fired: dict[str, int] = field(default_factory=dict)
     changed: dict[str, bool] = field(default_factory=dict)
 
@@ -100,6 +110,8 @@ class Active:
                     "Look at the input and at earlier sites; pass check_finite=False to capture anyway."
                 )
         self.cache._put(name, x if self.keep_graph else x.detach())
+        if self.stop_when_captured and len(self.cache) == len(self.capture):
+            raise AllCaptured(name, x)
         return x
 
     def finish(self, stacklevel: int = 3) -> None:
