@@ -23,6 +23,7 @@ __all__ = publish(
         "load": "mechvis.models.load",
         "means": "mechvis.means",
         "sweep": "mechvis.sweep",
+        "harvest": "mechvis.store.harvest",
         "certified_top": "mechvis.certified",
         "Result": "mechvis.results",
         "ImageSet": "mechvis.data.images",
@@ -30,11 +31,11 @@ __all__ = publish(
         "HookedCLIP": "mechvis.clip",
         "Face": "mechvis.face",
     },
-    ("axes", "data", "edits", "errors", "interop", "metrics", "stats", "testing"),
+    ("axes", "data", "edits", "errors", "interop", "metrics", "stats", "store", "testing"),
 )
 
 if TYPE_CHECKING:  # for editors and type checkers
-    from mechvis import axes, data, edits, errors, interop, metrics, stats, testing
+    from mechvis import axes, data, edits, errors, interop, metrics, stats, store, testing
     from mechvis.certified import certified_top
     from mechvis.clip import HookedCLIP
     from mechvis.data.images import ImageSet
@@ -43,4 +44,5 @@ if TYPE_CHECKING:  # for editors and type checkers
     from mechvis.means import means
     from mechvis.models.load import load
     from mechvis.results import Result
+    from mechvis.store.harvest import harvest
     from mechvis.sweep import sweep
