@@ -83,6 +83,9 @@ def mix(
     return rearrange(z, "r h t d -> r t h d").contiguous()
 
 
+Mix = Callable[[AttentionParts, Queries, Keys, Keys, Layout, Tensor | None], Queries]
+
+
 def finish(attn: AttentionParts, mixed: Queries) -> Queries:
     """Mixed values to z, which the output projection reads."""
     if attn.after is None:
@@ -90,7 +93,9 @@ def finish(attn: AttentionParts, mixed: Queries) -> Queries:
     return attn.after(merge(mixed)).unflatten(-1, (attn.n_heads, attn.d_head))
 
 
-def heads(block: BlockParts, normalised: Residual, layout: Layout, tokens: Tensor | None = None) -> Queries:
+def heads(
+    block: BlockParts, normalised: Residual, layout: Layout, tokens: Tensor | None = None, mix: Mix = mix
+) -> Queries:
     """z of a normalised stream; with `tokens`, queries for these only, keys and values for all."""
     attn = block.attn
     if tokens is None:

@@ -1,6 +1,6 @@
 """Screening: all units in bfloat16, then the ones that matter again in float32.
 
-    effects = mechvis.sweep(model, images, units="heads", screen="bf16", recheck=0.25)
+    effects = mechvis.sweep(model, images, units="heads", screen="bf16", recheck=12)
     effects.rows().filter(pl.col("precision") == "float32")
 
 1. *Screen*: the sweep under `torch.autocast`: the blocks' products in bfloat16, while the stream, the norms' input, the
@@ -17,10 +17,10 @@ guarantee is `mechvis.certified_top`'s business.
 
 Autocast rather than a bfloat16 copy of the model: one block of a ViT-B/16 (4 images of 197 tokens, one thread, a CPU
 with avx512_bf16) took 126 ms in float32, 38 ms as a bfloat16 copy, 38 ms under autocast (41 with the weights cast
-anew), where products reach 87 and 397 GFLOP/s. The head sweep of a ViT-B/16 on 2 images took 50.9 s in float32 and
-14.9 s (3.4 times less) as a screening; 14 of the 144 heads again, mostly of early layers, 8.7 s. Autocast
-needs no copy of the model (bfloat16 weights are kept beside it while it lasts, half its size), works for every family
-and head, and rounds the stream less.
+anew), where products reach 87 and 397 GFLOP/s. Autocast needs no copy of the model (bfloat16 weights are kept beside it
+while it lasts, half its size), works for every family and head, and rounds the stream less. What a wave front does
+otherwise while it lasts is in :mod:`mechvis.lowered`. The head sweep of a ViT-B/16 on 2 images took 46.8 s in float32
+and 14.8 s as a screening; 9 of the 144 heads again, mostly of early layers, 6.1 s.
 """
 
 import time
@@ -44,7 +44,7 @@ def screened(
     prepared: Prepared,
     *,
     screen: str = "bf16",
-    recheck: int | float = 0.25,
+    recheck: int | float | None = None,
     share: float = 1.0,
     engine: str = "wave",
     budget: str | int | None = None,
@@ -56,7 +56,7 @@ def screened(
     Args:
         prepared: the sweep, from `mechvis.sweep_inputs.prepare`.
         screen: `bf16`.
-        recheck: how many units to measure again, or which share of them (a float).
+        recheck: how many units to measure again, or which share of them (a float); None: a sixteenth, at least four.
         share: of the images that the screening uses, drawn by the sweep's seed.
         engine, budget, out, progress: as for :func:`mechvis.sweep`.
 
@@ -73,6 +73,7 @@ def screened(
         >>> print(effects.provenance["screen"]["statement"])                                       # doctest: +SKIP
     """
     dtype, n_units, n = _checked(prepared, screen), len(prepared.units), len(prepared.images)
+    recheck = min(n_units, max(4, n_units // 16)) if recheck is None else recheck
     again, some = _count(recheck, n_units, "recheck"), _count(float(share), n, "screen_share")
     seed, settings = prepared.settings["seed"], {"screen": screen, "recheck": again, "screened_images": some}
     order = np.random.default_rng(seed).permutation(n)[:some]

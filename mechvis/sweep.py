@@ -37,7 +37,7 @@ def sweep(
     layers: Iterable[int] | None = None,
     engine: Literal["wave", "plain"] = "wave",
     screen: Literal["bf16"] | None = None,
-    recheck: int | float = 0.25,
+    recheck: int | float | None = None,
     screen_share: float = 1.0,
     budget: str | int | None = None,
     out: str | Path | None = None,
@@ -74,7 +74,8 @@ def sweep(
         engine: `wave`, or its slow twin `plain`.
         screen: `bf16`: measure all units in bfloat16 and only the top again in float32; the columns `precision` and
             `screened_effect` and the printed result say what to believe (see :mod:`mechvis.screen`).
-        recheck: with `screen`: how many units to measure again, or which share of them (a float).
+        recheck: with `screen`: how many units to measure again, or which share of them (a float); default: a sixteenth,
+            at least four.
         screen_share: with `screen`: share of the images to screen on.
         budget: memory for activations, e.g. `"8GB"`.
         out: folder that keeps finished pieces, and then the result; the same call continues an interrupted one, and

@@ -29,6 +29,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mechvis import block as plain
+from mechvis import lowered
 from mechvis.axes import Pixels, Residual
 from mechvis.errors import BadData
 from mechvis.few_queries import without_keys
@@ -194,10 +195,13 @@ def _attention_half(
     clean_before = rows.clean.clone() if writes or not block.linear_writes else None
     few = None
     for group in rows.groups():
-        x = block.ln1(stream[group])
+        x = lowered.normed(block.ln1, stream[group])
         if index is not None and group.start == 0:
             few = without_keys(attn, x[:n], len(tokens))
-        z = plain.heads(block, x, layout, index) if few is None else few.heads(attn.q(x[:, index]), x, layout, index)
+        if few is None:
+            z = plain.heads(block, x, layout, index, lowered.mix)
+        else:
+            z = few.heads(attn.q(x[:, index]), x, layout, index)
         for unit in gone:
             new = _new(replacement, unit.site, z[:n], tokens)[:, :, unit.index]
             z[:, :, unit.index] = new.repeat(len(z) // n, 1, 1)
@@ -284,7 +288,7 @@ def _mlp_half(
     clean_before = rows.clean.clone() if writes or neurons else None
     place, known = made or (slice(rows.stop, rows.stop), None)
     for group in rows.groups(0, place.start) + rows.groups(place.stop, rows.stop):
-        post = plain.neurons(block, block.ln2(rows.buffer[group]))
+        post = plain.neurons(block, lowered.normed(block.ln2, rows.buffer[group]))
         out = _add_mlp(block, rows, group, post)
         if group.start == 0:
             clean_post = _kept(post[:n], rows) if neurons else None
