@@ -11,17 +11,22 @@ mean off. The matrix in brackets is made once per head and call, and has d_head 
 
 It holds where the MLP's first product is one. That is tried on the first row of every call; where it fails the rows go
 through norm and product as usual (the plain twin).
+
+Where the short way saves nothing and a kernel can run, `expand_norm` makes the rows and norms them in one pass.
 """
 
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from mechvis import block as plain
 from mechvis.axes import Residual
 from mechvis.few_queries import TOLERANCE
+from mechvis.kernels.dispatch import choose
+from mechvis.kernels.expand_norm import expand_norm
 from mechvis.models.parts import BlockParts
 from mechvis.norms import gain, gain_and_bias, is_rms, statistics
 
@@ -66,8 +71,18 @@ class HeadRows:
         return tuple(pre)
 
 
+def worthwhile(block: BlockParts, clean: Residual, d_head: int) -> bool:
+    """Does the short way save anything?
+
+    With fewer tokens the matrices cost more than they save. In narrow models the three passes over the hidden layer
+    that take the place of the product do (d_model 128, d_head 32: 0.97 to 1.1 times the plain way; 768, 64: 0.1).
+    """
+    n_tokens, d_model = clean.shape[0] * clean.shape[1], clean.shape[2]
+    return n_tokens >= 2 * d_head and d_model - d_head >= NARROW and hasattr(block.ln2, "eps") and block.linear_writes
+
+
 def head_rows(block: BlockParts, clean: Residual, rows: Rows, change: Changes, out: Weights) -> HeadRows | None:
-    """The rows of ablated heads of one block, or None where the short way is no gain or not the same.
+    """The rows of ablated heads of one block, or None where the short way is not the same.
 
     Args:
         block: the block.
@@ -76,16 +91,7 @@ def head_rows(block: BlockParts, clean: Residual, rows: Rows, change: Changes, o
         change: new z minus old z of each unit's head.
         out: W_O of each unit's head.
     """
-    norm, n_tokens, d_head = block.ln2, clean.shape[0] * clean.shape[1], change.shape[-1]
-    # With fewer tokens the matrices cost more than they save; in narrow models the three passes over the hidden layer
-    # that take the place of the product do (d_model 128, d_head 32: 0.97 to 1.1 times the plain way; 768, 64: 0.1).
-    if (
-        n_tokens < 2 * d_head
-        or clean.shape[-1] - d_head < NARROW
-        or not hasattr(norm, "eps")
-        or not block.linear_writes
-    ):
-        return None
+    norm = block.ln2
     zero = clean.new_zeros(1, 1, clean.shape[-1])
     write = plain.scaled(block.scale1, out.to(clean.dtype, copy=True))
     write = write if is_rms(norm) else write - write.mean(-1, keepdim=True)
@@ -105,3 +111,39 @@ def _halves(block: BlockParts, normalised: Residual) -> tuple[Tensor, ...]:
 
 def _near(own: Tensor, expected: Tensor) -> bool:
     return bool((own - expected).abs().max() <= TOLERANCE[expected.dtype] * expected.abs().max())
+
+
+@dataclass(frozen=True)
+class NormedRows:
+    """Rows that were normed when they were made."""
+
+    block: BlockParts
+    normed: Rows
+
+    def neurons(self, rows: Rows, units: slice) -> Float[Tensor, "row token d_mlp"]:
+        """What the MLP's output product reads of the rows of some units."""
+        return plain.neurons(self.block, self.normed[units].flatten(0, 1))
+
+
+def expanded(block: BlockParts, clean: Residual, into: Rows, change: Changes, out: Weights) -> NormedRows | None:
+    """Make the rows of ablated heads, and norm them, by one kernel; None where there is none for them.
+
+    Args:
+        block, clean, change, out: as for `head_rows`.
+        into: where the rows go.
+    """
+    norm = block.ln2
+    # A subclass, or a hook, may do something else.
+    if (
+        type(norm) is not nn.LayerNorm
+        or norm._forward_hooks
+        or norm._forward_pre_hooks
+        or norm.elementwise_affine is False
+    ):
+        return None
+    if choose("expand_norm", clean, change, out) == "naive":
+        return None
+    scale = None if block.scale1 is None else block.scale1(torch.ones_like(clean[:1, :1])).flatten()
+    change = rearrange(change, "unit image token e -> image token unit e")
+    _, normed = expand_norm(clean, change, out, scale, norm.weight, norm.bias, eps=norm.eps, out=into)
+    return NormedRows(block, normed)

@@ -33,7 +33,7 @@ from mechvis import lowered
 from mechvis.axes import Pixels, Residual
 from mechvis.errors import BadData
 from mechvis.few_queries import without_keys
-from mechvis.head_rows import HeadRows, head_rows
+from mechvis.head_rows import HeadRows, NormedRows, expanded, head_rows, worthwhile
 from mechvis.models.parts import BlockParts, Layout, TowerParts
 from mechvis.units import Unit
 
@@ -184,7 +184,7 @@ def _attention_half(
     replacement: Replacement,
     tokens: list[int] | None,
     layout: Layout,
-) -> tuple[slice, HeadRows] | None:
+) -> tuple[slice, HeadRows | NormedRows] | None:
     """The rows after attention, and what is known of those that ablated heads have just made, with their place."""
     attn, n = block.attn, rows.n
     index = None if tokens is None else torch.tensor(tokens, device=rows.buffer.device)
@@ -229,7 +229,7 @@ def _kept(value: Tensor, rows: _Rows) -> Tensor:
 
 def _enter_heads(
     block: BlockParts, rows: _Rows, heads: Sequence[Unit], z: Tensor, replacement: Replacement, tokens: list[int] | None
-) -> tuple[slice, HeadRows] | None:
+) -> tuple[slice, HeadRows | NormedRows] | None:
     """Rows of ablated heads: the clean stream after attention plus the change that the head's output makes."""
     index = [unit.index for unit in heads]
     start, clean, weight = rows.stop, rows.clean, block.attn.out_weight()[index]
@@ -238,6 +238,10 @@ def _enter_heads(
     by_result = heads[0].kind == "result"
     new = replacement(heads[0].site) if by_result else _new(replacement, heads[0].site, z, tokens)
     change = rearrange((-z if by_result else new - z)[:, :, index], "image token head e -> head image token e")
+    by_rank = tokens is None and not (by_result and new is not None)
+    short = by_rank and worthwhile(block, clean, weight.shape[1])
+    if by_rank and not short and (known := expanded(block, clean, entered, change, weight)) is not None:
+        return slice(start, rows.stop), known
     torch.bmm(change.flatten(1, 2), weight, out=entered.flatten(1, 2))
     if block.scale1 is not None:
         entered.copy_(block.scale1(entered))
@@ -245,9 +249,7 @@ def _enter_heads(
         new = (new if tokens is None else new[:, tokens])[:, :, index]
         entered += rearrange(new, "image token head d -> head image token d")
     entered += clean
-    if tokens is not None or (by_result and new is not None):
-        return None
-    known = head_rows(block, clean, entered, change, weight)
+    known = head_rows(block, clean, entered, change, weight) if short else None
     return None if known is None else (slice(start, rows.stop), known)
 
 
@@ -280,7 +282,7 @@ def _mlp_half(
     entering: Sequence[Unit],
     replacement: Replacement,
     tokens: list[int] | None,
-    made: tuple[slice, HeadRows] | None,
+    made: tuple[slice, HeadRows | NormedRows] | None,
 ) -> None:
     n = rows.n
     writes = [u for u in entering if u.kind == "mlp_out"]

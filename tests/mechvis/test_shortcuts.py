@@ -164,6 +164,23 @@ def test_many_queries_keep_their_keys(taken):
     assert taken["without_keys"]() == [False]
 
 
+def test_the_kernel_makes_the_rows_of_narrow_models(monkeypatch):
+    """LayerNorm, LayerScale; the twin here stands for the kernel, which `tests/mechvis/kernels` compares with it."""
+    calls = []
+
+    def choose(operation, *tensors):
+        calls.append(operation)
+        return "triton"
+
+    monkeypatch.setattr(narrow, "choose", choose)
+    for family in ("vit", "dinov2", "clip-vision"):
+        model = wrapped(family, torch.float32)
+        for edit in ("zero", "patch"):
+            check(model, units_of(model, "heads"), 1e-5, edit, at_once=6)
+            check(model, units_of(model, "heads"), 1e-5, edit)
+    assert calls == ["expand_norm"] * 2 * 12
+
+
 def test_keys_and_values_are_made_for_the_clean_rows_only(taken):
     model = wrapped("vit")
     seen = []

@@ -16,6 +16,7 @@ def expand_norm(
     norm_bias: Vector | None = None,
     *,
     eps: float,
+    out: Rows | None = None,
 ) -> tuple[Rows, Rows]:
     """One row of the stream per image and unit, and the same rows after LayerNorm.
 
@@ -30,12 +31,13 @@ def expand_norm(
         scale: LayerScale of the attention half.
         norm_weight, norm_bias: LayerNorm of the MLP half.
         eps: of that LayerNorm.
+        out: where to put the rows (contiguous; without gradients only).
 
     Returns:
         rows and normed rows, in the type of `mid`; contiguous.
 
     Raises:
-        ShapeMismatch: arrays that do not fit each other.
+        ShapeMismatch: arrays that do not fit each other, or an `out` that is not contiguous or wants gradients.
 
     Example:
         >>> import torch
@@ -45,7 +47,7 @@ def expand_norm(
     """
     tensors = (mid, change, weight, scale, norm_weight, norm_bias)
     if choose("expand_norm", *tensors) == "naive":
-        return naive.expand_norm(*tensors, eps=eps)
+        return naive.expand_norm(*tensors, eps=eps, out=out)
     from mechvis.kernels.expand_norm import triton
 
-    return triton.expand_norm(*tensors, eps=eps)
+    return triton.expand_norm(*tensors, eps=eps, out=out)

@@ -29,20 +29,22 @@ def expand_norm(
     norm_bias: Vector | None = None,
     *,
     eps: float,
+    out: Rows | None = None,
 ) -> tuple[Rows, Rows]:
     """See `mechvis.kernels.expand_norm.expand_norm`."""
-    require_shapes(mid, change, weight, scale, norm_weight, norm_bias)
+    require_shapes(mid, change, weight, scale, norm_weight, norm_bias, out)
     work = torch.promote_types(mid.dtype, torch.float32)
     write = torch.einsum("itue,ued->uitd", change.to(work), weight.to(work))
     if scale is not None:
         write = write * scale.to(work)
     rows = (mid.to(work) + write).to(mid.dtype)
+    rows = rows if out is None else out.copy_(rows)
     vectors = (vector if vector is None else vector.to(work) for vector in (norm_weight, norm_bias))
     return rows, F.layer_norm(rows.to(work), mid.shape[-1:], *vectors, eps).to(mid.dtype)
 
 
-def require_shapes(mid, change, weight, scale, norm_weight, norm_bias) -> None:
-    """Sizes fit each other.
+def require_shapes(mid, change, weight, scale, norm_weight, norm_bias, out=None) -> None:
+    """Sizes fit each other, and so does `out`.
 
     Raises:
         ShapeMismatch: they do not.
@@ -60,4 +62,15 @@ def require_shapes(mid, change, weight, scale, norm_weight, norm_bias) -> None:
             "expand_norm takes mid [image token d_model], change [image token unit d_head], "
             f"weight [unit d_head d_model], vectors [d_model]; "
             f"got {list(mid.shape)}, {list(change.shape)}, {list(weight.shape)}, {vectors}."
+        )
+    if out is None:
+        return
+    wanted = (units, n, t, d)
+    grads = torch.is_grad_enabled() and any(
+        v is not None and v.requires_grad for v in (mid, change, weight, scale, norm_weight, norm_bias)
+    )
+    if out.shape != wanted or out.dtype != mid.dtype or not out.is_contiguous() or grads:
+        raise ShapeMismatch(
+            f"expand_norm can put its rows into a contiguous {mid.dtype} {list(wanted)} that needs no gradients; got "
+            f"{out.dtype} {list(out.shape)}, strides {out.stride()}{', and gradients are asked for' if grads else ''}."
         )

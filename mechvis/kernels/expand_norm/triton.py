@@ -164,21 +164,22 @@ def _to_rows(
         tl.store(out + at, grad, mask=mask)
 
 
-def expand_norm(mid, change, weight, scale=None, norm_weight=None, norm_bias=None, *, eps: float):
+def expand_norm(mid, change, weight, scale=None, norm_weight=None, norm_bias=None, *, eps: float, out=None):
     """See `mechvis.kernels.expand_norm.expand_norm`."""
-    require_shapes(mid, change, weight, scale, norm_weight, norm_bias)
+    require_shapes(mid, change, weight, scale, norm_weight, norm_bias, out)
     # The kernel walks along vectors with step one; they are short.
     vectors = (None if v is None else v.contiguous() for v in (scale, norm_weight, norm_bias))
-    return _ExpandNorm.apply(mid, change, weight, *vectors, eps)
+    return _ExpandNorm.apply(mid, change, weight, *vectors, eps, out)
 
 
 class _ExpandNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, mid, change, weight, scale, norm_weight, norm_bias, eps):
+    def forward(ctx, mid, change, weight, scale, norm_weight, norm_bias, eps, out):
         ctx.set_materialize_grads(False)
         n, tokens, width = mid.shape
         units, d_head = weight.shape[:2]
-        rows, normed = (torch.empty(units, n, tokens, width, dtype=mid.dtype, device=mid.device) for _ in range(2))
+        normed = torch.empty(units, n, tokens, width, dtype=mid.dtype, device=mid.device)
+        rows = torch.empty_like(normed) if out is None else out
         means, inverses = (torch.empty(units, n, tokens, device=mid.device) for _ in range(2))
         if rows.numel():
             with on_device_of(mid):
@@ -217,7 +218,7 @@ class _ExpandNorm(torch.autograd.Function):
         if from_normed is not None and needs[5]:
             found[5] = from_normed.float().sum((0, 1, 2))
         given = (None if g is None else g.to(dtype) for g, dtype in zip(found, ctx.dtypes, strict=True))
-        return *given, None
+        return *given, None, None
 
 
 def _bring_to_rows(

@@ -166,3 +166,35 @@ def test_what_is_refused(twin, device):
         expand_norm(mid, change, weight[:1], eps=EPS)
     with refused:
         expand_norm(mid, change, weight, vectors[0][:3], eps=EPS)
+
+
+def test_a_place_for_the_rows(twin, device):
+    args = [a.to(device) for a in case(2, 5, 3, 4, 8)]
+    place = torch.full((4, 2, 5, 8), float("nan"), device=device)
+    rows, normed = expand_norm(*args, eps=EPS, out=place[1:])
+    for got, wanted in zip((rows, normed), expand_norm(*args, eps=EPS), strict=True):
+        assert torch.equal(got, wanted)
+    assert rows.data_ptr() == place[1:].data_ptr()
+    assert place[0].isnan().all()
+    for wrong in (place, place[1:].double(), torch.empty(3, 2, 8, 5, device=device).mT):
+        with pytest.raises(ShapeMismatch, match="can put its rows into a contiguous"):
+            expand_norm(*args, eps=EPS, out=wrong)
+    with pytest.raises(ShapeMismatch, match="gradients are asked for"):
+        expand_norm(args[0].requires_grad_(), *args[1:], eps=EPS, out=place[1:])
+
+
+@pytest.mark.parametrize("family", ["vit", "dinov2"])
+def test_a_whole_head_sweep(twin, device, family):
+    """Narrow models take the kernel: the same outputs as one full forward per head."""
+    import mechvis
+    from mechvis import testing
+    from mechvis.engine import plain_edit
+    from mechvis.units import units_of
+    from mechvis.wave import wave
+
+    model = mechvis.load(testing.tiny(family), preprocess=testing.tiny_preprocess()).to(device)
+    pixels = testing.tiny_input("vit").to(device)
+    units = units_of(model, "heads")
+    _, edited = wave(model.parts, pixels, units, lambda site: None)
+    rows = [model.run(pixels, edits=[plain_edit(unit, lambda site: None)]).output for unit in units]
+    assert_close(edited, torch.stack(rows), 1e-5)
