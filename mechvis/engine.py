@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mechvis.compiled import CompiledHalves, Halves
 from mechvis.edits import Edit
 from mechvis.errors import BadData, NotFinite, OutOfMemory, unknown
 from mechvis.parallel.claims import Claims
@@ -43,7 +44,8 @@ Measure = Callable[[Float[Tensor, "view image out"], Float[Tensor, "unit view im
 """Clean outputs, outputs per unit, positions of the images -> numbers `[unit image]` by name; a name that starts with
 `clean/` holds `[image]`."""
 
-ENGINES = ("wave", "plain")
+Engine = Literal["wave", "plain", "compiled"]
+ENGINES = ("wave", "plain", "compiled")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +77,7 @@ class Job:
 def compute(
     job: Job,
     *,
-    engine: Literal["wave", "plain"] = "wave",
+    engine: Engine = "wave",
     budget: str | int | None = None,
     folder: Any = None,
     progress: bool = True,
@@ -86,7 +88,8 @@ def compute(
 
     Args:
         job: what to compute.
-        engine: `wave`, or `plain` (one full forward per unit: slow, and what the wave front is tested against).
+        engine: `wave`, `plain` (one full forward per unit: slow, and what the wave front is tested against), or
+            `compiled` (the wave front with blocks compiled by `torch.compile`, see :mod:`mechvis.compiled`).
         budget: memory for activations, e.g. `"8GB"`; by default a share of what is free.
         folder: keep finished pieces here, and continue from them; processes that are given the same folder share them.
         progress: show a progress bar (of several processes that share a folder only the first does).
@@ -112,6 +115,7 @@ def compute(
         images_each, units_each = ledger.agree(images_each, units_each)
     pieces = cut(job.n_images, len(job.units), images_each, units_each)
     out: dict[str, np.ndarray] = {}
+    halves = None if engine == "plain" else CompiledHalves() if engine == "compiled" else Halves()
     show = progress and (ledger is None or world().leads)
     with track(job.n_images * len(job.units), what, " rows", show=show) as bar, ExitStack() as held:
 
@@ -132,7 +136,7 @@ def compute(
             if following is not None:
                 reader.begin(following)
             started = time.monotonic()
-            found = _with_back_off(job, piece, engine, views)
+            found = _with_back_off(job, piece, halves, views)
             del views
             work.done(piece, found, time.monotonic() - started)
             keep(piece, found)
@@ -201,21 +205,21 @@ def _place(out: dict[str, np.ndarray], found: dict[str, np.ndarray], piece: Piec
             out[name][piece.units.start : piece.units.stop, images] = values
 
 
-def _with_back_off(job: Job, piece: Piece, engine: str, views: Views) -> dict[str, np.ndarray]:
-    """Compute a piece; on an accelerator that runs out of memory, in halves."""
+def _with_back_off(job: Job, piece: Piece, halves: Halves | None, views: Views) -> dict[str, np.ndarray]:
+    """Compute a piece; on an accelerator that runs out of memory, in two parts."""
     try:
-        return _compute(job, piece, engine, views)
+        return _compute(job, piece, halves, views)
     except torch.OutOfMemoryError as error:
         failure = str(error)
     # Outside the handler: a live traceback would keep the failed attempt's tensors.
     torch.cuda.empty_cache()
     if len(piece.images) > 1:
         middle = len(piece.images) // 2
-        halves = zip(_halves(piece.images), (views[:, :middle], views[:, middle:]), strict=True)
-        parts = [_with_back_off(job, Piece(half, piece.units), engine, seen) for half, seen in halves]
+        split = zip(_in_two(piece.images), (views[:, :middle], views[:, middle:]), strict=True)
+        parts = [_with_back_off(job, Piece(half, piece.units), halves, seen) for half, seen in split]
         return {name: np.concatenate([part[name] for part in parts], axis=-1) for name in parts[0]}
     if len(piece.units) > 1:
-        parts = [_with_back_off(job, Piece(piece.images, half), engine, views) for half in _halves(piece.units)]
+        parts = [_with_back_off(job, Piece(piece.images, half), halves, views) for half in _in_two(piece.units)]
         return {
             name: parts[0][name] if name.startswith("clean/") else np.concatenate([part[name] for part in parts])
             for name in parts[0]
@@ -223,13 +227,13 @@ def _with_back_off(job: Job, piece: Piece, engine: str, views: Views) -> dict[st
     raise OutOfMemory(f"one image with one unit does not fit the accelerator's memory: {failure}")
 
 
-def _halves(whole: range) -> tuple[range, range]:
+def _in_two(whole: range) -> tuple[range, range]:
     middle = whole.start + len(whole) // 2
     return range(whole.start, middle), range(middle, whole.stop)
 
 
 @torch.no_grad()
-def _compute(job: Job, piece: Piece, engine: str, views: Views) -> dict[str, np.ndarray]:
+def _compute(job: Job, piece: Piece, halves: Halves | None, views: Views) -> dict[str, np.ndarray]:
     n_views, n = views.shape[:2]
     device = job.model.device
     # The type is changed after the copy: changed before, pixels would no longer lie in pinned memory.
@@ -237,8 +241,11 @@ def _compute(job: Job, piece: Piece, engine: str, views: Views) -> dict[str, np.
     pixels = job.model.inputs(seen)
     units = [job.units[i] for i in piece.units]
     replacement = job.replace(views, piece.images)
-    run = _wave if engine == "wave" else _plain
-    clean, edited = run(job, pixels, units, replacement)
+    if halves is None:
+        clean, edited = _plain(job, pixels, units, replacement)
+    else:
+        parts, at_once = job.model.parts, _at_once(job)
+        clean, edited = wave(parts, pixels, units, replacement, base=job.base, at_once=at_once, halves=halves)
     _check_finite(clean, edited, units, piece)
     found = job.measure(clean.unflatten(0, (n_views, n)), edited.unflatten(1, (n_views, n)), piece.images)
     return {name: _array(value) for name, value in found.items()}
@@ -247,10 +254,6 @@ def _compute(job: Job, piece: Piece, engine: str, views: Views) -> dict[str, np.
 def _array(value: Tensor) -> np.ndarray:
     """numpy has no bfloat16."""
     return (value.float() if value.dtype == torch.bfloat16 else value).detach().cpu().numpy()
-
-
-def _wave(job: Job, pixels: Tensor, units: list[Unit], replacement: Replacement) -> tuple[Tensor, Tensor]:
-    return wave(job.model.parts, pixels, units, replacement, base=job.base, at_once=_at_once(job))
 
 
 def _at_once(job: Job) -> int | None:

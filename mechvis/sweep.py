@@ -35,7 +35,7 @@ def sweep(
     reference: Any = None,
     source: Any = None,
     layers: Iterable[int] | None = None,
-    engine: Literal["wave", "plain"] = "wave",
+    engine: engines.Engine = "wave",
     screen: Literal["bf16"] | None = None,
     recheck: int | float | None = None,
     screen_share: float = 1.0,
@@ -71,7 +71,7 @@ def sweep(
             `seed`, is set aside for it and not evaluated.
         source: for `patch`: images aligned one to one with `images`.
         layers: only units of these layers.
-        engine: `wave`, or its slow twin `plain`.
+        engine: `wave`, its slow twin `plain`, or `compiled` (blocks by `torch.compile`, see :mod:`mechvis.compiled`).
         screen: `bf16`: measure all units in bfloat16 and only the top again in float32; the columns `precision` and
             `screened_effect` and the printed result say what to believe (see :mod:`mechvis.screen`).
         recheck: with `screen`: how many units to measure again, or which share of them (a float); default: a sixteenth,

@@ -31,11 +31,14 @@ from torch import Tensor
 from mechvis import block as plain
 from mechvis import lowered
 from mechvis.axes import Pixels, Residual
+from mechvis.compiled import Halves
 from mechvis.errors import BadData
 from mechvis.few_queries import without_keys
 from mechvis.head_rows import HeadRows, NormedRows, expanded, head_rows, worthwhile
 from mechvis.models.parts import BlockParts, Layout, TowerParts
 from mechvis.units import Unit
+
+PLAIN = Halves()
 
 Replacement = Callable[[str], Tensor | None]
 """Site name -> values to put there, `[image or 1, token, ...]`, or None for zero."""
@@ -62,6 +65,7 @@ def wave(
     replacement: Replacement,
     base: Sequence[Unit] = (),
     at_once: int | None = None,
+    halves: Halves = PLAIN,
 ) -> tuple[Float[Tensor, "image out"], Float[Tensor, "unit image out"]]:
     """Output of the clean run, and of one run per unit with that unit replaced.
 
@@ -72,6 +76,7 @@ def wave(
         replacement: what goes in the place of a unit's activation.
         base: heads (of blocks or of the pooling) that are replaced in every row, the clean one included.
         at_once: rows that go through a block together; None: all of them.
+        halves: what runs the halves of a block.
 
     Returns:
         clean output `[image out]` and `[unit image out]` (logits if the model has a head, else its last output).
@@ -98,8 +103,8 @@ def wave(
             _enter_patches(rows, unit, replacement)
         last_tokens = list(reads) if reads is not None and layer == n_layers - 1 else None
         gone = [unit for unit in base if unit.layer == layer]
-        made = _attention_half(block, rows, entering, gone, replacement, last_tokens, layout)
-        _mlp_half(block, rows, entering, replacement, last_tokens, made)
+        made = _attention_half(block, rows, entering, gone, replacement, last_tokens, layout, halves)
+        _mlp_half(block, rows, entering, replacement, last_tokens, made, halves)
     gone = [unit for unit in base if unit.kind == "pool_heads"]
     with _own_precision(pixels):
         if parts.pooling is not None:
@@ -184,6 +189,7 @@ def _attention_half(
     replacement: Replacement,
     tokens: list[int] | None,
     layout: Layout,
+    halves: Halves,
 ) -> tuple[slice, HeadRows | NormedRows] | None:
     """The rows after attention, and what is known of those that ablated heads have just made, with their place."""
     attn, n = block.attn, rows.n
@@ -195,17 +201,20 @@ def _attention_half(
     clean_before = rows.clean.clone() if writes or not block.linear_writes else None
     few = None
     for group in rows.groups():
-        x = lowered.normed(block.ln1, stream[group])
-        if index is not None and group.start == 0:
-            few = without_keys(attn, x[:n], len(tokens))
-        if few is None:
-            z = plain.heads(block, x, layout, index, lowered.mix)
+        if index is None and not gone:
+            z, out = halves.attention(block, stream[group], layout)
         else:
-            z = few.heads(attn.q(x[:, index]), x, layout, index)
-        for unit in gone:
-            new = _new(replacement, unit.site, z[:n], tokens)[:, :, unit.index]
-            z[:, :, unit.index] = new.repeat(len(z) // n, 1, 1)
-        out = plain.scaled(block.scale1, attn.out(plain.merge(z)))
+            x = lowered.normed(block.ln1, stream[group])
+            if index is not None and group.start == 0:
+                few = without_keys(attn, x[:n], len(tokens))
+            if few is None:
+                z = plain.heads(block, x, layout, index, lowered.mix)
+            else:
+                z = few.heads(attn.q(x[:, index]), x, layout, index)
+            for unit in gone:
+                new = _new(replacement, unit.site, z[:n], tokens)[:, :, unit.index]
+                z[:, :, unit.index] = new.repeat(len(z) // n, 1, 1)
+            out = plain.scaled(block.scale1, attn.out(plain.merge(z)))
         # In this order, as the upstream does it.
         torch.add(out, rows.buffer[group], out=rows.buffer[group])
         if group.start == 0:
@@ -283,6 +292,7 @@ def _mlp_half(
     replacement: Replacement,
     tokens: list[int] | None,
     made: tuple[slice, HeadRows | NormedRows] | None,
+    halves: Halves,
 ) -> None:
     n = rows.n
     writes = [u for u in entering if u.kind == "mlp_out"]
@@ -290,14 +300,15 @@ def _mlp_half(
     clean_before = rows.clean.clone() if writes or neurons else None
     place, known = made or (slice(rows.stop, rows.stop), None)
     for group in rows.groups(0, place.start) + rows.groups(place.stop, rows.stop):
-        post = plain.neurons(block, lowered.normed(block.ln2, rows.buffer[group]))
-        out = _add_mlp(block, rows, group, post)
+        post, out = halves.mlp(block, rows.buffer[group])
+        torch.add(out, rows.buffer[group], out=rows.buffer[group])
         if group.start == 0:
             clean_post = _kept(post[:n], rows) if neurons else None
             clean_out = _kept(out[:n], rows) if writes else None
     for group in rows.groups(place.start, place.stop):
         units = slice((group.start - place.start) // n, (group.stop - place.start) // n)
-        _add_mlp(block, rows, group, known.neurons(rows.buffer[group].unflatten(0, (-1, n)), units))
+        post = known.neurons(rows.buffer[group].unflatten(0, (-1, n)), units)
+        torch.add(plain.scaled(block.scale2, block.mlp_out(post)), rows.buffer[group], out=rows.buffer[group])
     for unit in writes:
         torch.add(clean_before, _new(replacement, unit.site, clean_out, tokens), out=rows.enter(unit))
     if neurons:
@@ -310,12 +321,6 @@ def _mlp_half(
                 torch.add(clean_before, write, out=rows.enter(unit))
             return
         _enter_neurons(block, rows, neurons, clean_post, replacement, tokens)
-
-
-def _add_mlp(block: BlockParts, rows: _Rows, group: slice, post: Tensor) -> Residual:
-    out = plain.scaled(block.scale2, block.mlp_out(post))
-    torch.add(out, rows.buffer[group], out=rows.buffer[group])
-    return out
 
 
 def _enter_neurons(
