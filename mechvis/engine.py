@@ -26,7 +26,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechvis.compiled import CompiledHalves, Halves
 from mechvis.edits import Edit
 from mechvis.errors import BadData, NotFinite, OutOfMemory, unknown
 from mechvis.parallel.claims import Claims
@@ -36,6 +35,7 @@ from mechvis.parallel.world import world
 from mechvis.progress import track
 from mechvis.units import Unit
 from mechvis.wave import Replacement, bytes_per_row, rows_at_once, wave
+from mechvis.wave.halves import CompiledHalves, Halves
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def compute(
     Args:
         job: what to compute.
         engine: `wave`, `plain` (one full forward per unit: slow, and what the wave front is tested against), or
-            `compiled` (the wave front with blocks compiled by `torch.compile`, see :mod:`mechvis.compiled`).
+            `compiled` (the wave front with blocks compiled by `torch.compile`, see :mod:`mechvis.wave.halves`).
         budget: memory for activations, e.g. `"8GB"`; by default a share of what is free.
         folder: keep finished pieces here, and continue from them; processes that are given the same folder share them.
         progress: show a progress bar (of several processes that share a folder only the first does).

@@ -19,8 +19,8 @@ Autocast rather than a bfloat16 copy of the model: one block of a ViT-B/16 (4 im
 with avx512_bf16) took 126 ms in float32, 38 ms as a bfloat16 copy, 38 ms under autocast (41 with the weights cast
 anew), where products reach 87 and 397 GFLOP/s. Autocast needs no copy of the model (bfloat16 weights are kept beside it
 while it lasts, half its size), works for every family and head, and rounds the stream less. What a wave front does
-otherwise while it lasts is in :mod:`mechvis.lowered`. The head sweep of a ViT-B/16 on 2 images took 46.8 s in float32
-and 14.8 s as a screening; 9 of the 144 heads again, mostly of early layers, 6.1 s.
+otherwise while it lasts is in :mod:`mechvis.wave.lowered`. The head sweep of a ViT-B/16 on 2 images took 46.8 s in
+float32 and 14.8 s as a screening; 9 of the 144 heads again, mostly of early layers, 6.1 s.
 """
 
 import time

@@ -71,7 +71,7 @@ def sweep(
             `seed`, is set aside for it and not evaluated.
         source: for `patch`: images aligned one to one with `images`.
         layers: only units of these layers.
-        engine: `wave`, its slow twin `plain`, or `compiled` (blocks by `torch.compile`, see :mod:`mechvis.compiled`).
+        engine: `wave`, its slow twin `plain`, or `compiled` (blocks by `torch.compile`: :mod:`mechvis.wave.halves`).
         screen: `bf16`: measure all units in bfloat16 and only the top again in float32; the columns `precision` and
             `screened_effect` and the printed result say what to believe (see :mod:`mechvis.screen`).
         recheck: with `screen`: how many units to measure again, or which share of them (a float); default: a sixteenth,

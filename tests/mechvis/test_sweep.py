@@ -476,7 +476,7 @@ def test_kill_9_and_the_same_call_again(tmp_path):
 
 def counted(model, monkeypatch):
     """Calls of attention from here on, one entry each."""
-    from mechvis import wave as waves
+    from mechvis.wave import front as waves
 
     calls, heads = [], waves.plain.heads
     monkeypatch.setattr(waves.plain, "heads", lambda *arguments: calls.append(1) or heads(*arguments))

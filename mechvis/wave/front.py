@@ -7,7 +7,7 @@ there, and the batch grows from layer to layer (hooks_circuits.md section 4):
 2. *Wave front*: all rows go through the later blocks together: one block call per layer, not one per layer and unit.
 3. *Linear shortcut*: an edit of a head, of `attn_out`, of `mlp_out` or of a neuron changes the stream by a vector
    that is known without running the half-block again: `(z_new - z) W_O`, `(h_new - h) W_out`. For a head its rank is
-   low, which the MLP's first product makes use of (:mod:`mechvis.head_rows`).
+   low, which the MLP's first product makes use of (:mod:`mechvis.wave.head_rows`).
 4. *Only what is read*: in the last block, queries and MLP run for the tokens of the read-out alone (the CLS token);
    keys and values still run for all.
 5. *A few rows at a time*: within a block the rows go through in groups whose activations stay in the processor's
@@ -29,14 +29,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mechvis import block as plain
-from mechvis import lowered
 from mechvis.axes import Pixels, Residual
-from mechvis.compiled import Halves
 from mechvis.errors import BadData
-from mechvis.few_queries import without_keys
-from mechvis.head_rows import HeadRows, NormedRows, expanded, head_rows, worthwhile
 from mechvis.models.parts import BlockParts, Layout, TowerParts
 from mechvis.units import Unit
+from mechvis.wave import lowered
+from mechvis.wave.few_queries import without_keys
+from mechvis.wave.halves import Halves
+from mechvis.wave.head_rows import HeadRows, NormedRows, expanded, head_rows, worthwhile
+from mechvis.wave.rows import Rows
 
 PLAIN = Halves()
 
@@ -88,7 +89,7 @@ def wave(
     late = 0
     if isinstance(parts.reads, tuple):
         late = sum(unit.layer == n_layers - 1 and unit.kind not in ("tokens", "patches") for unit in units)
-    rows = _Rows(embedded, 1 + len(units) - len(pool_heads), late, at_once)
+    rows = Rows(embedded, 1 + len(units) - len(pool_heads), late, at_once)
     by_layer = {layer: list(found) for layer, found in groupby(units, key=lambda unit: unit.layer)}
     # Tokens that are not read need no queries in the last block; a norm or a pooling over all tokens reads all.
     reads = parts.reads if isinstance(parts.reads, tuple) else None
@@ -117,57 +118,12 @@ def wave(
     return out[0], out[1:][rows.order(units)] if units else out[1:]
 
 
-class _Rows:
-    """The growing batch: clean rows first, then `n` rows per unit that has entered, in one buffer."""
-
-    def __init__(self, clean: Residual, blocks: int, late: int, at_once: int | None):
-        """Room for `blocks` times the clean rows, of which `late` enter when only the tokens that are read are left."""
-        self.n, self.most = len(clean), blocks * len(clean)
-        self.buffer = clean.new_empty(self.most - late * self.n, *clean.shape[1:])
-        self.buffer[: self.n] = clean
-        self.entered: list[Unit] = []
-        self.step = blocks * self.n if at_once is None else max(1, at_once // self.n) * self.n
-
-    @property
-    def clean(self) -> Residual:
-        return self.buffer[: self.n]
-
-    @property
-    def all(self) -> Residual:
-        return self.buffer[: self.stop]
-
-    @property
-    def stop(self) -> int:
-        return (1 + len(self.entered)) * self.n
-
-    def groups(self, start: int = 0, stop: int | None = None) -> list[slice]:
-        """Rows from `start` to `stop` (None: the last) in groups of whole units; the clean rows are the first."""
-        stop = self.stop if stop is None else stop
-        return [slice(at, min(at + self.step, stop)) for at in range(start, stop, self.step)]
-
-    def enter(self, *units: Unit) -> Residual:
-        """Places `[unit*image token d_model]` of new rows, to be filled."""
-        start = self.stop
-        self.entered += units
-        return self.buffer[start : self.stop]
-
-    def narrow(self, tokens: Sequence[int]) -> None:
-        """Keep only these tokens from here on."""
-        kept = self.buffer.new_empty(self.most, len(tokens), self.buffer.shape[2])
-        kept[: self.stop] = self.all[:, list(tokens)]
-        self.buffer = kept
-
-    def order(self, units: Sequence[Unit]) -> list[int]:
-        where = {unit: i for i, unit in enumerate(self.entered)}
-        return [where[unit] for unit in units]
-
-
 def _own_precision(like: Tensor) -> torch.autocast:
     """What is cheap and decides small differences, the embedding and the read-out, is not lowered by an autocast."""
     return torch.autocast(like.device.type, enabled=False)
 
 
-def _enter_patches(rows: _Rows, unit: Unit, replacement: Replacement) -> None:
+def _enter_patches(rows: Rows, unit: Unit, replacement: Replacement) -> None:
     """Rows of a group of patches: the same tokens in every image, or a mask of them for each."""
     clean, new = rows.clean, replacement(unit.site)
     edited = rows.enter(unit)
@@ -183,7 +139,7 @@ def _enter_patches(rows: _Rows, unit: Unit, replacement: Replacement) -> None:
 
 def _attention_half(
     block: BlockParts,
-    rows: _Rows,
+    rows: Rows,
     entering: Sequence[Unit],
     gone: Sequence[Unit],
     replacement: Replacement,
@@ -231,13 +187,13 @@ def _attention_half(
     return made
 
 
-def _kept(value: Tensor, rows: _Rows) -> Tensor:
+def _kept(value: Tensor, rows: Rows) -> Tensor:
     """A copy in the stream's type: under an autocast the change of a unit must not be rounded once more."""
     return value.to(rows.buffer.dtype, copy=True)
 
 
 def _enter_heads(
-    block: BlockParts, rows: _Rows, heads: Sequence[Unit], z: Tensor, replacement: Replacement, tokens: list[int] | None
+    block: BlockParts, rows: Rows, heads: Sequence[Unit], z: Tensor, replacement: Replacement, tokens: list[int] | None
 ) -> tuple[slice, HeadRows | NormedRows] | None:
     """Rows of ablated heads: the clean stream after attention plus the change that the head's output makes."""
     index = [unit.index for unit in heads]
@@ -264,7 +220,7 @@ def _enter_heads(
 
 def _enter_heads_in_full(
     block: BlockParts,
-    rows: _Rows,
+    rows: Rows,
     heads: Sequence[Unit],
     z: Tensor,
     before: Residual,
@@ -287,7 +243,7 @@ def _enter_heads_in_full(
 
 def _mlp_half(
     block: BlockParts,
-    rows: _Rows,
+    rows: Rows,
     entering: Sequence[Unit],
     replacement: Replacement,
     tokens: list[int] | None,
@@ -325,7 +281,7 @@ def _mlp_half(
 
 def _enter_neurons(
     block: BlockParts,
-    rows: _Rows,
+    rows: Rows,
     neurons: Sequence[Unit],
     post: Tensor,
     replacement: Replacement,
@@ -334,7 +290,7 @@ def _enter_neurons(
     """Rows of ablated neurons: the clean stream plus, for each, a change along its row of W_out.
 
     All in one product: 256 neurons of a ViT-B/16 block enter in 72 ms, one by one in 163 (one thread, 197 tokens). All
-    3072 of the last block take 2.1 s per image, of the one before it 37 s (from 128 of them); one forward each: 1260 s.
+    3072 of the last block take 0.6 s per image, of the one before it 6.6 (from 512 of them); one forward each: 1260.
     """
     index = [unit.index for unit in neurons]
     change = (_new(replacement, neurons[0].site, post, tokens) - post)[:, :, index]
@@ -368,7 +324,7 @@ def _read_out(parts: TowerParts, x: Residual, inputs: Tensor, *, restricted: boo
 
 
 def _read_out_pooled(
-    parts: TowerParts, rows: _Rows, units: Sequence[Unit], gone: Sequence[Unit], replacement: Replacement
+    parts: TowerParts, rows: Rows, units: Sequence[Unit], gone: Sequence[Unit], replacement: Replacement
 ) -> Tensor:
     """The read-out of an attention pooling, cut open at its heads: all rows, then those of ablated pooling heads."""
     pooling, n = parts.pooling, rows.n
@@ -398,35 +354,3 @@ def _read_out_pooled(
     x = parts.ln_final(x) if parts.norm == "pooled" else x
     x = x if parts.project is None else parts.project(x)
     return x if parts.head is None else parts.head(x)
-
-
-def bytes_per_row(parts: TowerParts, element_size: int) -> tuple[int, int]:
-    """Memory of one row: what it keeps from block to block (the stream), and what it needs while it is in a block (the
-    normalised stream, q, k, v and z or the MLP's hidden layer before and after the activation, and the write; rows of
-    ablated heads also the clean hidden layer)."""
-    block = parts.blocks[0]
-    scores = 0 if block.attn.fused() else 2 * block.attn.n_heads * parts.n_tokens
-    working = max(6 * parts.d_model + scores, 3 * parts.d_model + (6 if block.gated else 3) * block.d_mlp)
-    return parts.n_tokens * parts.d_model * element_size, parts.n_tokens * working * element_size
-
-
-WIDEST_ON_CPU = 4 * 2**20
-"""Bytes of the widest activation of the rows that go through a block together on a CPU; more only for `TOKENS_ON_CPU`.
-
-Measured with one thread. Small activations stay in the cache, and are not taken fresh from the system and given back by
-the C library each time: the bundled model's sweep (65 KiB per row, beside other programs) took 232 ms with groups of 32
-and of 64 rows, 237 (96), 269 (128) and 296 (252 rows, 34,000 page faults).
-"""
-
-TOKENS_ON_CPU = 800
-"""Tokens that suffice for matrix products at full speed: a ViT-B/16 block (2.3 MiB per row) took 37.5 ms per row (1 row
-together), 33.7 (4), 33.5 (8), 34.3 (16), 35.6 (48); its whole head sweep 27.1 s (4), 26.8 (10), 27.9 (32), 28.6 (145).
-"""
-
-
-def rows_at_once(parts: TowerParts, element_size: int) -> int:
-    """Rows that go through a block together on a CPU."""
-    block = parts.blocks[0]
-    scores = 0 if block.attn.fused() else block.attn.n_heads * parts.n_tokens
-    widest = parts.n_tokens * max(block.d_mlp, 3 * parts.d_model, scores) * element_size
-    return max(1, WIDEST_ON_CPU // widest, TOKENS_ON_CPU // parts.n_tokens)

@@ -5,7 +5,8 @@ import torch
 
 import mechvis
 from mechvis import block as plain
-from mechvis import lowered, testing
+from mechvis import testing
+from mechvis.wave import lowered
 
 
 def qkv(parts, n=2, tokens=9, seed=0):

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 import mechvis
-from mechvis import head_rows as narrow
 from mechvis import testing
-from mechvis import wave as waves
 from mechvis.engine import plain_edit
 from mechvis.hooked import HookedViT
 from mechvis.units import Unit, units_of
+from mechvis.wave import front as waves
+from mechvis.wave import head_rows as narrow
 from mechvis.wave import wave
 
 pytestmark = pytest.mark.filterwarnings("ignore::mechvis.errors.EffectlessEdit")

@@ -15,11 +15,11 @@ from collections.abc import Callable
 from torch import Tensor
 
 from mechvis import block as plain
-from mechvis import lowered
 from mechvis.axes import PerHead, Residual
 from mechvis.errors import FailedCheck, UnsupportedModel
-from mechvis.few_queries import TOLERANCE
 from mechvis.models.parts import BlockParts, Layout
+from mechvis.wave import lowered
+from mechvis.wave.few_queries import TOLERANCE
 
 
 def attention(block: BlockParts, stream: Residual, layout: Layout) -> tuple[PerHead, Residual]:

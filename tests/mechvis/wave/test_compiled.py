@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import mechvis
-from mechvis import compiled, testing
-from mechvis.compiled import CompiledHalves
+from mechvis import testing
 from mechvis.errors import FailedCheck, UnsupportedModel
 from mechvis.units import units_of
+from mechvis.wave import halves
+from mechvis.wave.halves import CompiledHalves
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -19,7 +20,9 @@ pytestmark = [
 
 def sweep(model, engine, **settings):
     pixels = testing.tiny_input("vit", n=5, dtype=model.dtype)
-    return mechvis.sweep(model, pixels, metric="logit", engine=engine, progress=False, **settings).values["logit"].copy()
+    return (
+        mechvis.sweep(model, pixels, metric="logit", engine=engine, progress=False, **settings).values["logit"].copy()
+    )
 
 
 def wrapped(family):
@@ -41,9 +44,7 @@ def test_compiled_blocks_are_the_blocks(family):
         patch.setattr("mechvis.engine.CompiledHalves", Watched)
         found = sweep(model, "compiled", units=units)
     assert len(made[0]) >= 5  # two halves of three blocks, the last one's attention is cut
-    testing.assert_close(
-        torch.from_numpy(found), torch.from_numpy(sweep(model, "wave", units=units)), 1e-5
-    )
+    testing.assert_close(torch.from_numpy(found), torch.from_numpy(sweep(model, "wave", units=units)), 1e-5)
 
 
 def test_low_precision():
@@ -53,7 +54,7 @@ def test_low_precision():
 
 
 def test_a_compiled_half_that_deviates_is_refused(monkeypatch):
-    real = compiled._compiled
+    real = halves._compiled
 
     def wrong(half, number):
         def off(*arguments):
@@ -62,7 +63,7 @@ def test_a_compiled_half_that_deviates_is_refused(monkeypatch):
 
         return off
 
-    monkeypatch.setattr(compiled, "_compiled", wrong)
+    monkeypatch.setattr(halves, "_compiled", wrong)
     with pytest.raises(FailedCheck, match=r"deviates by 1\.0e-03"):
         sweep(wrapped("vit"), "compiled")
 
@@ -74,6 +75,6 @@ def test_what_cannot_be_compiled_says_so(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(compiled, "_compiled", refuse)
+    monkeypatch.setattr(halves, "_compiled", refuse)
     with pytest.raises(UnsupportedModel, match="could not be compiled: no compiler engine='wave'"):
         sweep(wrapped("vit"), "compiled")

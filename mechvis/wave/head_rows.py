@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 from mechvis import block as plain
 from mechvis.axes import Residual
-from mechvis.few_queries import TOLERANCE
 from mechvis.kernels.dispatch import choose
 from mechvis.kernels.expand_norm import expand_norm
 from mechvis.models.parts import BlockParts
 from mechvis.norms import gain, gain_and_bias, is_rms, statistics
+from mechvis.wave.few_queries import TOLERANCE
 
 NARROW = 256
 """The short way is taken if d_model is larger than d_head by so much."""
