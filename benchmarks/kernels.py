@@ -1,4 +1,4 @@
-"""Each kernel against its rivals on a GPU: `python -m benchmarks.kernels`.
+"""Each kernel against its rivals on a GPU: `python -m benchmarks.kernels`, and in `python -m benchmarks --device cuda`.
 
 Rivals are the plain twin, the plain twin through `torch.compile`, and the time that the memory alone would need: a copy
 of as many bytes as the operation must read and write at the least. A kernel stays in the repository only if it beats
@@ -16,6 +16,7 @@ import argparse
 import importlib
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks import race
+
 HERE = Path(__file__).parent
 CACHE_BYTES = 256 * 2**20
 """More than the second-level cache of any GPU today."""
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2}
+"""How far kernel and plain twin may be apart, relative to the largest value; the tests are stricter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,41 +183,116 @@ def kernel(task: Task) -> Callable:
     return getattr(importlib.import_module(f"mechvis.kernels.{task.operation}.triton"), task.function)
 
 
-def measure(task: Task, label: str, rounds: int) -> Row:
-    """Time all contenders of a task on the GPU."""
+def measure(task: Task, label: str, rounds: int, device: str = "cuda") -> Row:
+    """Time all contenders of a task on the GPU; on a CPU, where Triton only interprets, to see that this works."""
+    # Compiled code is kept by function, a few versions of each; past that torch quietly stops compiling.
+    torch.compiler.reset()
     contenders = {
         "kernel": call(kernel(task), task),
         "naive": call(naive(task), task),
         "compiled": call(torch.compile(naive(task), dynamic=False), task),
     }
-    half = torch.empty(max(1, task.bytes // 2), dtype=torch.uint8, device="cuda")
+    half = torch.empty(max(1, task.bytes // 2), dtype=torch.uint8, device=device)
     contenders["copy"] = lambda: half.clone()
-    flush = torch.empty(CACHE_BYTES, dtype=torch.uint8, device="cuda")
+    flush = torch.empty(CACHE_BYTES if device == "cuda" else 1, dtype=torch.uint8, device=device)
     answers, extra = {}, {}
     for name, contender in contenders.items():
         for _ in range(3):
             answers[name] = contender()
         answers[name] = answers[name].float().clone() if name in ("kernel", "naive") else None
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        held = torch.cuda.memory_allocated()
-        contender()
-        torch.cuda.synchronize()
-        extra[name] = torch.cuda.max_memory_allocated() - held
+        extra[name] = _memory(contender) if device == "cuda" else 0
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for round_ in range(rounds):
         for name in list(contenders)[:: 1 if round_ % 2 else -1]:
             flush.zero_()
-            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            contenders[name]()
-            stop.record()
-            torch.cuda.synchronize()
-            times[name].append(start.elapsed_time(stop) / 1000)
+            times[name].append(_seconds(contenders[name], device))
     true = answers["naive"]
     apart = float((answers["kernel"] - true).abs().max() / true.abs().max().clamp(min=1e-30))
     seconds = {name: statistics.median(found) for name, found in times.items()}
     return Row(task=task, label=label, seconds=seconds, extra=extra, apart=apart)
+
+
+def _memory(contender: Callable[[], Tensor]) -> int:
+    """Bytes beyond the inputs at the highest point."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    contender()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _seconds(contender: Callable[[], Tensor], device: str) -> float:
+    """One timing, by the GPU's own clock where there is one."""
+    if device != "cuda":
+        start = time.perf_counter()
+        contender()
+        return time.perf_counter() - start
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    contender()
+    stop.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(stop) / 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A row of the common report: which task, at which size."""
+
+    size: Size
+    dtype: torch.dtype
+    operation: str
+    name: str
+    rounds: int
+    device: str
+
+    @property
+    def label(self) -> str:
+        """Size and type."""
+        return f"{self.size.name} {str(self.dtype).removeprefix('torch.')}"
+
+    @property
+    def key(self) -> str:
+        """As other rows have it."""
+        return f"kernels/{self.label}/{self.operation}/{self.name}".replace(" ", "-").replace(",", "")
+
+    @property
+    def title(self) -> str:
+        """What is done."""
+        return f"{self.operation}: {self.name}, {self.label}"
+
+    def run(self) -> race.Row:
+        """Measure it. Raises: race.Disagreement: kernel and plain twin differ."""
+        found = tasks(self.size, self.dtype, self.device)
+        task = next(t for t in found if (t.operation, t.name) == (self.operation, self.name))
+        row = measure(task, self.label, self.rounds, self.device)
+        if not row.apart <= TOLERANCE[self.dtype]:
+            raise race.Disagreement(f"kernel and plain twin are apart by {row.apart:.1e} of the largest value.")
+        s = row.seconds
+        goals = (
+            race.Goal(limit=1.0),
+            *((race.Goal(of="bound", limit=0.85),) if task.operation == "patch_rows" else ()),
+        )
+        made = race.Row(
+            key=self.key, title=self.title, ours="kernel", seconds=s, rounds=self.rounds, peers=["naive", "compiled"],
+            ratios={name: s["kernel"] / value for name, value in s.items() if name != "kernel"},
+            peak={name: value / 2**20 for name, value in row.extra.items()},
+            bounds={"kernel": {"bytes": task.bytes, "seconds": s["copy"], "share": s["copy"] / s["kernel"]}},
+            notes=[f"Apart from the plain twin by {row.apart:.0e} of the largest value; the bound is a copy of as many "
+                   f"bytes ({task.bytes / s['kernel'] / 1e9:.0f} GB/s reached)."],
+        )  # fmt: skip
+        made.goals = race.judge(made, goals)
+        return made
+
+
+def jobs(device: str, rounds: int) -> Iterator[Job]:
+    """All rows of the common report; on a CPU at tiny size."""
+    names = [(task.operation, task.name) for task in tasks(TINY, torch.float32, "cpu")]
+    for size in (VIT_B, VIT_L) if device == "cuda" else (TINY,):
+        for dtype in (torch.float32, torch.bfloat16):
+            for operation, name in names:
+                yield Job(size=size, dtype=dtype, operation=operation, name=name, rounds=rounds, device=device)
 
 
 def table(rows: Sequence[Row], where: str) -> str:

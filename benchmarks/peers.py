@@ -1,137 +1,187 @@
-"""How others do the same task: zero each head in turn, and look at the logit of the class that the clean run predicts.
+"""How others do a sweep: edit one head, token or neuron at a time, and look at the logit that the clean run predicts.
 
-Every function returns that logit per head, averaged over images, so that a benchmark can check that all of them
-computed the same thing. The models are those of the user; what a peer needs to change is changed in a copy.
+Every function answers that logit, averaged over images, per cell, so that a benchmark can check that all of them
+computed the same thing. A cell is (layer, index); what is put in its place comes from a :class:`Sweep`. Edits are made
+in place, which is the fastest that each tool allows.
 """
 
-import copy
-import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
-from unittest import mock
+from dataclasses import dataclass
+from typing import Any, Literal
 
-import torch
+from einops import repeat
 from torch import Tensor, nn
 
-Heads = Sequence[tuple[int, int]]
+Cell = tuple[int, int]
+Values = dict[Cell, Tensor]
+"""Scalars; they stay on the device, so that nobody waits for it after every forward."""
+
+SITES = {"heads": "attn.hook_z", "tokens": "hook_resid_pre", "neurons": "mlp.hook_post"}
+"""Kind -> the site inside a block in transformer_lens' names."""
 
 
-def predicted(bare: nn.Module, pixels: Tensor) -> Callable[[Tensor], Tensor]:
-    """Logits -> mean logit of the classes that the clean run predicts, a scalar."""
-    with torch.no_grad():
-        target = bare(pixels).logits.argmax(-1)
-    return lambda logits: logits.gather(-1, target[:, None]).mean()
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sweep:
+    """What all contenders of a sweep are to do."""
+
+    kind: Literal["heads", "tokens", "neurons"]
+    """What a cell's index counts."""
+    pixels: Tensor
+    """The images."""
+    new: dict[int, Tensor] | None
+    """What is put in, by layer: for heads `[image token head d_head]`, for tokens `[image token d_model]`; None: 0."""
+    metric: Callable[[Tensor], Tensor]
+    """Logits `[image class]` -> `[image]`."""
+    d_head: int
+    """Width of a head."""
+    rows: int
+    """Rows that a batching peer puts into one forward."""
+
+    def put(self, x: Tensor, cell: Cell, images: slice = slice(None)) -> None:
+        """Edit, in place, what a module reads: heads and neurons along the last axis, tokens along the second."""
+        layer, index = cell
+        if self.kind == "tokens":
+            x[images, index] = self.new[layer][:, index]
+            return
+        width = self.d_head if self.kind == "heads" else 1
+        value = 0 if self.new is None else self.new[layer][:, :, index]
+        x[images, :, index * width : (index + 1) * width] = value
+
+    def groups(self, cells: Sequence[Cell]) -> list[list[Cell]]:
+        """Cells of one layer, as many as fit one forward of `rows`."""
+        most = max(1, self.rows // len(self.pixels))
+        found: list[list[Cell]] = []
+        for cell in sorted(cells):
+            if found and found[-1][0][0] == cell[0] and len(found[-1]) < most:
+                found[-1].append(cell)
+            else:
+                found.append([cell])
+        return found
 
 
-@torch.no_grad()
-def bare_loop(bare: nn.Module, pixels: Tensor, heads: Heads, metric: Callable[[Tensor], Tensor]) -> Tensor:
-    """One forward per head, with one torch hook in front of the output projection."""
-    width = bare.config.hidden_size // bare.config.num_attention_heads
-    values = []
-    for layer, head in heads:
+def predicted(logits: Tensor) -> Callable[[Tensor], Tensor]:
+    """A metric: logits -> those of the classes that these logits predict, `[image]`."""
+    target = logits.argmax(-1)[:, None]
+    return lambda found: found.gather(-1, target)[:, 0]
 
-        def zero(module: nn.Module, arguments: tuple, head: int = head) -> tuple:
-            z = arguments[0].clone()
-            z[..., head * width : (head + 1) * width] = 0
-            return (z,)
 
-        handle = bare.vit.layers[layer].attention.o_proj.register_forward_pre_hook(zero)
+def module(bare: nn.Module, kind: str, layer: int) -> nn.Module:
+    """The module of a Hugging Face ViT whose input a cell is part of."""
+    block = bare.vit.layers[layer]
+    return {"heads": block.attention.o_proj, "tokens": block, "neurons": block.mlp.fc2}[kind]
+
+
+def bare_loop(bare: nn.Module, sweep: Sweep, cells: Sequence[Cell]) -> Values:
+    """One forward per cell, with one torch hook."""
+    values = {}
+    for cell in cells:
+        hook = module(bare, sweep.kind, cell[0]).register_forward_pre_hook(
+            lambda _, given, cell=cell: sweep.put(given[0], cell)
+        )
         try:
-            values.append(metric(bare(pixels).logits))
+            values[cell] = sweep.metric(bare(sweep.pixels).logits).mean()
         finally:
-            handle.remove()
-    return torch.stack(values)
+            hook.remove()
+    return values
+
+
+def bare_rows(bare: nn.Module, sweep: Sweep, cells: Sequence[Cell]) -> Values:
+    """The cells of a layer as rows of one batch, with one torch hook: what somebody writes who knows batching."""
+    values, n = {}, len(sweep.pixels)
+    for group in sweep.groups(cells):
+
+        def edit(_: nn.Module, given: tuple, group: list[Cell] = group) -> None:
+            for i, cell in enumerate(group):
+                sweep.put(given[0], cell, slice(i * n, (i + 1) * n))
+
+        pixels = repeat(sweep.pixels, "image c h w -> (cell image) c h w", cell=len(group))
+        hook = module(bare, sweep.kind, group[0][0]).register_forward_pre_hook(edit)
+        try:
+            logits = bare(pixels).logits
+        finally:
+            hook.remove()
+        values |= {cell: sweep.metric(part).mean() for cell, part in zip(group, logits.split(n), strict=True)}
+    return values
+
+
+def patching_helper(wrapped: Any, sweep: Sweep, cells: Sequence[Cell]) -> Values:
+    """transformer_lens' own patching sweeps, which put in what a cache holds (zeros to zero a head)."""
+    import pandas
+    from transformer_lens import patching
+
+    n_layers = wrapped.cfg.n_layers
+    if sweep.kind == "heads":
+        function, column = patching.get_act_patch_attn_head_out_all_pos, "head"
+    else:
+        function, column = patching.get_act_patch_resid_pre, "pos"
+    new = sweep.new
+    if new is None:
+        tokens = wrapped.original_model.vit.embeddings.position_embeddings.shape[1]
+        nothing = sweep.pixels.new_zeros(len(sweep.pixels), tokens, wrapped.cfg.n_heads, sweep.d_head)
+        new = dict.fromkeys(range(n_layers), nothing)
+    cache = {f"blocks.{layer}.{SITES[sweep.kind]}": value for layer, value in new.items()}
+    chosen = pandas.DataFrame(list(cells), columns=["layer", column])
+    values = function(
+        wrapped,
+        sweep.pixels,
+        cache,
+        lambda logits: sweep.metric(logits).mean(),
+        index_axis_names=None,
+        index_df=chosen,
+    )
+    return dict(zip(cells, values.flatten(), strict=True))
+
+
+def hooks_loop(wrapped: Any, sweep: Sweep, cells: Sequence[Cell]) -> Values:
+    """`run_with_hooks` per cell, as people write it by hand; transformer_lens and ViT-Prisma share this surface."""
+    values = {}
+    for cell in cells:
+        layer, index = cell
+
+        def edit(x: Tensor, hook: Any, layer: int = layer, index: int = index) -> Tensor:
+            if sweep.kind == "neurons":
+                x[:, :, index] = 0
+            elif sweep.kind == "tokens":
+                x[:, index] = sweep.new[layer][:, index]
+            else:
+                x[:, :, index] = 0 if sweep.new is None else sweep.new[layer][:, :, index]
+            return x
+
+        site = f"blocks.{layer}.{SITES[sweep.kind]}"
+        values[cell] = sweep.metric(wrapped.run_with_hooks(sweep.pixels, fwd_hooks=[(site, edit)])).mean()
+    return values
+
+
+def nnsight_traces(wrapped: Any, sweep: Sweep, cells: Sequence[Cell]) -> Values:
+    """One nnsight trace per cell."""
+    values = {}
+    for cell in cells:
+        place = module(wrapped, sweep.kind, cell[0])
+        with wrapped.trace(sweep.pixels):
+            sweep.put(place.input, cell)
+            logits = wrapped.output.logits.save()
+        values[cell] = sweep.metric(logits).mean()
+    return values
+
+
+def nnsight_rows(wrapped: Any, sweep: Sweep, cells: Sequence[Cell]) -> Values:
+    """nnsight with the cells of a layer as invokes of one trace, which become rows of one batch."""
+    values = {}
+    for group in sweep.groups(cells):
+        place, saved = module(wrapped, sweep.kind, group[0][0]), []
+        with wrapped.trace() as tracer:
+            for cell in group:
+                with tracer.invoke(sweep.pixels):
+                    sweep.put(place.input, cell)
+                    saved.append(wrapped.output.logits.save())
+        values |= {cell: sweep.metric(logits).mean() for cell, logits in zip(group, saved, strict=True)}
+    return values
 
 
 def bridge(bare: nn.Module, *, copied: bool = True) -> Any:
-    """transformer_lens' wrapper, around a copy: it replaces the modules of the model that it is given."""
-    import huggingface_hub
-    from transformer_lens.model_bridge import TransformerBridge
+    """transformer_lens' wrapper around a copy, or around this very model, for `benchmarks.loading`."""
+    import copy
 
-    model = copy.deepcopy(bare) if copied else bare
-    # It recognises a model by this entry, which a model made in memory does not have.
-    model.config.architectures = [type(bare).__name__]
-    # It asks the hub for files that are not needed here, and again and again where there is no network.
-    offline = mock.patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with warnings.catch_warnings(), offline:
-        warnings.simplefilter("ignore")
-        return TransformerBridge.boot_transformers("benchmark", hf_model=model, device="cpu")
+    from benchmarks.models import tl_bridge
 
-
-@torch.no_grad()
-def transformer_lens_sweep(wrapped: Any, pixels: Tensor, heads: Heads, metric: Callable[[Tensor], Tensor]) -> Tensor:
-    """transformer_lens' own head sweep (`get_act_patch_attn_head_out_all_pos`), patching from a cache of zeros."""
-    import pandas
-    from transformer_lens.patching import get_act_patch_attn_head_out_all_pos
-
-    n_heads, n_layers = wrapped.cfg.n_heads, wrapped.cfg.n_layers
-    n_tokens = wrapped.original_model.vit.embeddings.position_embeddings.shape[1]
-    nothing = torch.zeros(len(pixels), n_tokens, n_heads, wrapped.cfg.d_model // n_heads)
-    cache = {f"blocks.{layer}.attn.hook_z": nothing for layer in range(n_layers)}
-    chosen = pandas.DataFrame(list(heads), columns=["layer", "head"])
-    return get_act_patch_attn_head_out_all_pos(
-        wrapped, pixels, cache, metric, index_axis_names=None, index_df=chosen
-    ).flatten()
-
-
-@torch.no_grad()
-def transformer_lens_hooks(wrapped: Any, pixels: Tensor, heads: Heads, metric: Callable[[Tensor], Tensor]) -> Tensor:
-    """`run_with_hooks` per head, as people write it by hand."""
-    values = []
-    for layer, head in heads:
-
-        def zero(z: Tensor, hook: Any, head: int = head) -> Tensor:
-            z = z.clone()
-            z[:, :, head] = 0
-            return z
-
-        logits = wrapped.run_with_hooks(pixels, fwd_hooks=[(f"blocks.{layer}.attn.hook_z", zero)])
-        values.append(metric(logits))
-    return torch.stack(values)
-
-
-@torch.no_grad()
-def nnsight_traces(bare: nn.Module, pixels: Tensor, heads: Heads, metric: Callable[[Tensor], Tensor]) -> Tensor:
-    """One nnsight trace per head."""
-    from nnsight import NNsight
-
-    wrapped = NNsight(bare)
-    width = bare.config.hidden_size // bare.config.num_attention_heads
-    values = []
-    for layer, head in heads:
-        with wrapped.trace(pixels):
-            z = wrapped.vit.layers[layer].attention.o_proj.input
-            z[..., head * width : (head + 1) * width] = 0
-            logits = wrapped.output.logits.save()
-        values.append(metric(logits))
-    return torch.stack(values)
-
-
-@torch.no_grad()
-def nnsight_rows(bare: nn.Module, pixels: Tensor, heads: Heads, metric: Callable[[Tensor], Tensor]) -> Tensor:
-    """nnsight with the heads of a layer as invokes of one trace, which become rows of one batch."""
-    from nnsight import NNsight
-
-    class Images(NNsight):
-        """Tells nnsight how batches of images are joined, which it cannot know."""
-
-        def _batch_size(self, *inputs: Any, **more: Any) -> int:
-            return len(inputs[0]) if inputs else 0
-
-        def _batch(self, invokes: list, fn: Any) -> tuple:
-            return ((torch.cat([inputs[0] for inputs, _ in invokes]),), {}) if invokes else ((), {})
-
-    wrapped = Images(bare)
-    width = bare.config.hidden_size // bare.config.num_attention_heads
-    values: dict[tuple[int, int], Tensor] = {}
-    for layer in sorted({layer for layer, _ in heads}):
-        here = [head for at, head in heads if at == layer]
-        saved = []
-        with wrapped.trace() as tracer:
-            for head in here:
-                with tracer.invoke(pixels):
-                    z = wrapped.vit.layers[layer].attention.o_proj.input
-                    z[..., head * width : (head + 1) * width] = 0
-                    saved.append(wrapped.output.logits.save())
-        values |= {(layer, head): metric(logits) for head, logits in zip(here, saved, strict=True)}
-    return torch.stack([values[place] for place in heads])
+    return tl_bridge(copy.deepcopy(bare) if copied else bare)

@@ -1,405 +1,367 @@
-"""The same work done by mechvis and by its peers, side by side in one process: `python -m benchmarks [--quick]`.
+"""The same work done by mechvis and by its peers, side by side: `python -m benchmarks [--quick] [--only WORD]`.
 
-1. Every contender of a row does the same task on the same model and pixels; what they compute is compared.
-2. Repetitions are interleaved (A B C A B C ...), so that a machine that is busy at times is busy for all of them.
-3. A row reports the median time of each, and the median over repetitions of the ratio to the contender that the row is
-   about. With one thread the time is that of the process on the processor, so that other programs count less.
+1. `plan` lists the rows (tasks) for a device; each says who takes part, what is compared, its bound and its goals.
+2. Rows are measured one after the other (:mod:`benchmarks.race`), memory in processes of their own.
+3. After every row `results.json` and `results.md` are written: an interruption costs one row, and `--resume` goes on.
 
-Writes `results.md` and `results.json` beside this file. Times are this machine's; the ratios are the point.
+A full run writes beside this file, `--quick` into `build/benchmarks`, unless `--out` says otherwise. On a GPU
+(`--device cuda`) the files are `results-cuda.*`, with rows in float32, TF32 and bfloat16, and those of the kernels.
+Times are this machine's; the ratios are the point.
 """
 
 import argparse
-import contextlib
-import io
-import json
 import os
-import statistics
-import subprocess
+import platform
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-import mechvis
-from benchmarks import peers
-from mechvis.engine import budget_bytes
-from mechvis.models.load import wrap
+from benchmarks import caching, forward, kernels, limits, memory, models, race, sweeps, table
+from benchmarks.memory import resident
+from benchmarks.models import Place
+from benchmarks.race import Clock, Goal, Row, Task, quiet
+from mechvis import files
+from mechvis.errors import StoreCorrupt
+from mechvis.testing.operators import declare_torchvision_operators
 
 HERE = Path(__file__).parent
-PACKAGES = ("torch", "transformers", "transformer_lens", "nnsight")
+PACKAGES = ("torch", "transformers", "transformer-lens", "nnsight", "vit-prisma", "triton")
+SMALL, BASE, LARGE = "scenes-vit", "ViT-B/16", "ViT-L/14"
+HEADS = (Goal(limit=0.46),)
+"""Head sweep in float32 beside the fastest peer."""
+SCREENED = (*HEADS, Goal(limit=0.18, contender=sweeps.SCREENED))
+"""The same with bf16 screening."""
+ROW_AT_MOST = 600.0
+"""Seconds after which a row begins no further round."""
+
+Job = Task | kernels.Job
 
 
-@dataclass
-class Row:
-    """One task and what everyone took for it."""
+def cpu() -> Iterator[Job]:
+    """The rows of a full run on a CPU: about 40 minutes."""
+    here = Place()
+    for name, amounts in (
+        (SMALL, ((1, 200), (8, 100), (64, 30))), (BASE, ((1, 12), (4, 5))), (LARGE, ((1, 4),)),
+    ):  # fmt: skip
+        for batch, rounds in amounts:
+            yield forward.task(name, here, batch, rounds)
+    for name, batch, rounds in ((SMALL, 8, 60), (BASE, 1, 8), (LARGE, 1, 3)):
+        for what in caching.WHATS:
+            ours = name == BASE or (name == LARGE and what == "every site")
+            yield caching.task(name, here, what, batch, rounds, memory=ours)
 
-    task: str
-    """What is done."""
-    ours: str
-    """Contender that the ratios are about."""
-    seconds: dict[str, float]
-    """Median time per contender."""
-    ratios: dict[str, float]
-    """Ours divided by each other contender, median over repetitions."""
-    targets: dict[str, float] = field(default_factory=dict)
-    """Ratios that must not be exceeded."""
-    notes: list[str] = field(default_factory=list)
-    """What else was measured."""
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Libraries talk; the table does not."""
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
-
-
-def clock() -> float:
-    """Seconds: of this process on the processor with one thread, else of the wall clock."""
-    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
-
-
-def race(
-    task: str,
-    contenders: dict[str, Callable[[], Any]],
-    *,
-    repetitions: int,
-    targets: dict[str, float] | None = None,
-    scale: dict[str, float] | None = None,
-    warm_up: bool = True,
-) -> Row:
-    """Time every contender `repetitions` times in turn; the first is ours.
-
-    Args:
-        task: what is done.
-        contenders: function per name.
-        repetitions: rounds.
-        targets: largest allowed ratio of ours to a contender.
-        scale: factor on a contender's time, where it does a known share of the work.
-        warm_up: run everyone once untimed before.
-    """
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    with quiet():
-        for round_ in range(repetitions + warm_up):
-            # Reversed in every other round, so that nobody always runs after the same one.
-            for name in list(contenders)[:: 1 if round_ % 2 else -1]:
-                start = clock()
-                contenders[name]()
-                seconds = (clock() - start) * (scale or {}).get(name, 1.0)
-                if round_ >= warm_up:
-                    times[name].append(seconds)
-    ours, *others = contenders
-    row = Row(
-        task=task,
-        ours=ours,
-        seconds={name: statistics.median(found) for name, found in times.items()},
-        ratios={
-            name: statistics.median(a / b for a, b in zip(times[ours], times[name], strict=True)) for name in others
-        },
-        targets=targets or {},
+    few = {"images": 32, "peers_run": 16}
+    yield sweeps.task(SMALL, here, **few, rounds=9, screened=4, goals=HEADS)
+    yield sweeps.task(SMALL, here, edit="mean", **few, rounds=7, goals=HEADS)
+    yield sweeps.task(SMALL, here, kind="tokens", edit="patch", **few, rounds=3)
+    yield sweeps.task(
+        SMALL, here, kind="neurons", cells=layers(SMALL, "neurons", 2), some=" of layer 2", **few, rounds=3
     )
-    print(describe(row), flush=True)
+
+    yield sweeps.task(BASE, here, rounds=3, screened=16, goals=SCREENED, memory=True)
+    yield sweeps.task(BASE, here, edit="mean", peers_run=8, goals=HEADS, warm_up=False)
+    yield sweeps.task(BASE, here, images=2, peers_run=6, rounds=1, goals=HEADS, warm_up=False)
+    twice = {"peers_run": 8, "rounds": 2, "warm_up": False}
+    yield sweeps.task(BASE, here, kind="tokens", edit="patch", cells=grid(BASE, 12, 12), some=" (12 x 12)", **twice)
+    yield sweeps.task(BASE, here, kind="neurons", cells=layers(BASE, "neurons", 10), some=" of layer 10", **twice)
+    each = layers(BASE, "neurons", 5, every=32)
+    yield sweeps.task(BASE, here, kind="neurons", cells=each, some=" of layer 5 (each 32nd)", **twice)
+
+    once = {"peers_run": 4, "rounds": 1, "warm_up": False}
+    yield sweeps.task(LARGE, here, **once, screened=16, goals=SCREENED)
+    yield sweeps.task(LARGE, here, edit="mean", cells=layers(LARGE, "heads", 5, 11, 17, 23), some=" of four layers",
+                      **once, goals=HEADS)  # fmt: skip
+    yield sweeps.task(LARGE, here, kind="tokens", edit="patch", cells=grid(LARGE, 4, 8), some=" (4 x 8)", **once)
+    yield sweeps.task(LARGE, here, kind="neurons", cells=layers(LARGE, "neurons", 22), some=" of layer 22", **once)
+
+
+def quick() -> Iterator[Job]:
+    """Fewer rows, rounds and cells, on a CPU: minutes."""
+    here = Place()
+    for name, batch, rounds in ((SMALL, 1, 60), (SMALL, 8, 30), (BASE, 1, 4), (LARGE, 1, 1)):
+        yield forward.task(name, here, batch, rounds)
+    for name, batch, rounds in ((SMALL, 8, 15), (BASE, 1, 3)):
+        for what in caching.WHATS:
+            yield caching.task(name, here, what, batch, rounds, memory=name == BASE and what == "every site")
+    few = {"images": 32, "peers_run": 8}
+    yield sweeps.task(SMALL, here, **few, rounds=5, screened=4, goals=HEADS)
+    yield sweeps.task(SMALL, here, edit="mean", **few, rounds=3, goals=HEADS)
+    yield sweeps.task(SMALL, here, kind="tokens", edit="patch", cells=grid(SMALL, 4, 8), some=" (4 x 8)", **few)
+    yield sweeps.task(SMALL, here, kind="neurons", cells=layers(SMALL, "neurons", 2), some=" of layer 2", **few)
+    yield sweeps.task(BASE, here, peers_run=4, rounds=1, warm_up=False, screened=16, goals=SCREENED)
+
+
+def gpu(device: str) -> Iterator[Job]:
+    """The rows of a full run on a GPU; `--plan gpu --device cpu` rehearses them where there is none."""
+    names = (SMALL, BASE, LARGE)
+    precisions = [Place(device=device, precision=word) for word in ("fp32", "tf32", "bf16")]
+    for name in names:
+        for here in precisions:
+            for batch in (1, 8, 64):
+                yield forward.task(name, here, batch, 30)
+        for what in caching.WHATS:
+            yield caching.task(name, precisions[0], what, 8, 20, memory=name == BASE)
+    some = {"images": 8, "peers_run": 16, "rounds": 3}
+    for name in names:
+        for here in precisions:
+            for images in (1, 8, 64) if name != LARGE else (1, 8):
+                # At small batches a launch costs more than its arithmetic, and peers make many more of them.
+                asked = (Goal(limit=0.46 if images == 64 else 0.25), Goal(of="bound", limit=0.5))
+                # Screening lowers float32 to bfloat16: it has no place in the other rows.
+                again = (4 if name == SMALL else 16) if here.precision == "fp32" else None
+                yield sweeps.task(name, here, images=images, peers_run=16, rounds=5, screened=again, goals=asked,
+                                  memory=name == BASE and here.precision == "fp32")  # fmt: skip
+        for here in (precisions[0], precisions[2]):
+            yield sweeps.task(name, here, edit="mean", **some, goals=HEADS)
+            yield sweeps.task(
+                name, here, kind="tokens", edit="patch", cells=grid(name, 4, 16), some=" (4 x 16)", **some
+            )
+            layer = models.shape(name).layers - 2
+            cells = layers(name, "neurons", layer)
+            yield sweeps.task(name, here, kind="neurons", cells=cells, some=f" of layer {layer}", **some)
+    yield from kernels.jobs(device, 30)
+
+
+def toy(device: str) -> Iterator[Job]:
+    """Every kind of row in seconds, for tests."""
+    yield forward.task("toy", Place(device=device, precision="tf32"), 2, 2)
+    for here in (Place(device=device), Place(device=device, precision="bf16")):
+        yield forward.task("toy", here, 2, 2)
+        for what in caching.WHATS:
+            yield caching.task("toy", here, what, 2, 1, memory=what == "one site" and here.precision == "fp32")
+        few = {"images": 2, "peers_run": 3, "rounds": 1}
+        again = 2 if here.precision == "fp32" else None
+        yield sweeps.task("toy", here, **few, screened=again, goals=HEADS, memory=here.precision == "fp32")
+        yield sweeps.task("toy", here, edit="mean", **few)
+        yield sweeps.task("toy", here, kind="tokens", edit="patch", cells=grid("toy", 2, 3), **few)
+        yield sweeps.task("toy", here, kind="neurons", cells=layers("toy", "neurons", 1), **few)
+    yield from kernels.jobs(device, 2)
+
+
+def layers(name: str, kind: str, *chosen: int, every: int = 1) -> list[tuple[int, int]]:
+    """All cells of some layers, or each n-th of them."""
+    s = models.shape(name)
+    width = {"heads": s.heads, "neurons": s.hidden, "tokens": s.tokens}[kind]
+    return [(layer, index) for layer in chosen for index in range(0, width, every)]
+
+
+def grid(name: str, n_layers: int, n_tokens: int) -> list[tuple[int, int]]:
+    """Evenly spread layers x evenly spread positions."""
+    s = models.shape(name)
+    steps = (
+        [round(i * (size - 1) / max(1, n - 1)) for i in range(n)]
+        for size, n in ((s.layers, n_layers), (s.tokens, n_tokens))
+    )
+    across, along = (sorted(set(found)) for found in steps)
+    return [(layer, token) for layer in across for token in along]
+
+
+def plan(options: argparse.Namespace) -> list[Job]:
+    """The rows that were asked for."""
+    if options.toy:
+        jobs = list(toy(options.device))
+    elif (options.plan or options.device) in ("gpu", "cuda"):
+        jobs = list(gpu(options.device))
+    else:
+        jobs = list(quick() if options.quick else cpu())
+    twice = {job.key for job in jobs if [other.key for other in jobs].count(job.key) > 1}
+    if twice:
+        raise RuntimeError(f"rows with one key: {sorted(twice)}.")
+    # One model after the other: everyone's copies of one fit the memory, and are made once.
+    order = list(models.SIZES)
+    jobs.sort(key=lambda job: order.index(job.shape) if isinstance(job, Task) else len(order))
+    return [job for job in jobs if all(word in job.key for word in options.only or ())]
+
+
+def measure(job: Job, options: argparse.Namespace) -> Row:
+    """One row; whatever goes wrong is in the row."""
+    began = time.perf_counter()
+    try:
+        row = job.run() if isinstance(job, kernels.Job) else _raced(job, options)
+    except Exception as error:
+        ours = "kernel" if isinstance(job, kernels.Job) else next(iter(job.contenders))
+        row = Row(key=job.key, title=job.title, ours=ours, status="failed", reason=race.reason(error))
+    row.wall = round(time.perf_counter() - began, 1)
     return row
 
 
-def describe(row: Row) -> str:
-    """A row in words."""
-    ratios = ", ".join(f"{value:.3f} x {name}" for name, value in row.ratios.items())
-    return f"{row.task}: {row.ours} {1000 * row.seconds[row.ours]:.4g} ms = {ratios}. " + " ".join(row.notes)
+def _raced(task: Task, options: argparse.Namespace) -> Row:
+    if options.device == "cuda":
+        torch.cuda.empty_cache()  # what an earlier row left
+    with models.precision(task.precision):
+        row, kept = race.race(task, Clock(options.device), seconds_at_most=ROW_AT_MOST)
+        for name, least in task.least(kept).items():
+            low = limits.matmul_rate(task.shape, options.device, "bf16") if least.low_precision else 0.0
+            rate = limits.matmul_rate(task.shape, options.device, task.precision)
+            seconds = least.seconds(rate, limits.copy_bandwidth(options.device), low)
+            row.bounds[name] = asdict(least) | {"seconds": seconds, "share": seconds / row.seconds[name]}
+    for name in task.memory:
+        if name in row.failed:
+            continue
+        try:
+            found = memory.measure(task.key, name, child(options))
+        except (RuntimeError, ValueError) as error:
+            row.notes.append(f"No memory figure of {name}: {race.reason(error)}.")
+            continue
+        row.peak[name], row.held[name] = round(found["peak"], 1), round(found["held"], 1)
+    row.goals = race.judge(row, task.goals)
+    return row
 
 
-def vit_b_16() -> nn.Module:
-    """The shape of ViT-B/16, random weights."""
-    from transformers import ViTConfig, ViTForImageClassification
+def child(options: argparse.Namespace) -> list[str]:
+    """Options for a process that measures memory."""
+    words = ["--device", options.device, "--threads", str(options.threads)]
+    words += ["--plan", options.plan] if options.plan else []
+    return words + [f"--{word}" for word in ("quick", "toy") if getattr(options, word)]
 
-    torch.manual_seed(0)
-    return ViTForImageClassification(ViTConfig(num_labels=1000)).eval()
 
-
-def small() -> tuple[nn.Module, str]:
-    """The bundled classifier; where it is missing, a random model of its shape."""
-    from transformers import ViTConfig, ViTForImageClassification
-
-    from mechvis.models import zoo
-
-    with contextlib.suppress(OSError, mechvis.errors.MechvisError):
-        return ViTForImageClassification.from_pretrained(zoo.path("scenes-vit")).eval(), "scenes-vit"
-    torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=128, num_attention_heads=4, num_hidden_layers=4, intermediate_size=256, image_size=64, patch_size=8
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    made = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    made.add_argument("--quick", action="store_true", help="fewer rows, rounds and cells: minutes")
+    made.add_argument(
+        "--only", action="append", metavar="WORD", help="rows whose key holds this word; repeat to narrow"
     )
-    return ViTForImageClassification(config).eval(), "random model of the shape of scenes-vit"
+    made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    made.add_argument("--threads", type=int, default=1, help="threads of torch on a CPU")
+    made.add_argument("--out", type=Path, help="folder for the results")
+    made.add_argument("--resume", action="store_true", help="keep the rows that are done, and go on")
+    made.add_argument("--list", action="store_true", help="print the keys of the rows and stop")
+    made.add_argument("--plan", choices=("cpu", "gpu"), help=argparse.SUPPRESS)
+    made.add_argument("--toy", action="store_true", help=argparse.SUPPRESS)
+    return made
 
 
-def pixels_for(bare: nn.Module, n: int) -> Tensor:
-    """Random pixels."""
-    size = bare.config.image_size
-    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(n))
+def settle(options: argparse.Namespace) -> None:
+    """What has to be so before the first row."""
+    declare_torchvision_operators()  # before anything imports torchvision, which transformers and timm do
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("There is no CUDA device here.")
+    torch.set_num_threads(options.threads)
 
 
-def multiplications(bare: nn.Module) -> tuple[float, float]:
-    """Multiply-adds (billions) of the head sweep of one image, from shapes: one full forward per head, and the least
-    that is exact when each head restarts at its layer and the last block computes the CLS token only."""
-    config = bare.config
-    n_layers, n_heads, d = config.num_hidden_layers, config.num_attention_heads, config.hidden_size
-    hidden, tokens = config.intermediate_size, (config.image_size // config.patch_size) ** 2 + 1
-    mlp = 2 * tokens * d * hidden
-    block = 4 * tokens * d * d + 2 * tokens * tokens * d + mlp
-    last = 2 * tokens * d * d + 2 * d * d + 2 * tokens * d + 2 * d * hidden
-    last_mlp = 2 * d * hidden
-    embed = (tokens - 1) * 3 * config.patch_size**2 * d
-    clean = embed + (n_layers - 1) * block + last
-    rows = 0
-    for layer in range(n_layers):
-        # The half-block of its own layer, full blocks between, and the last block.
-        own = last_mlp if layer == n_layers - 1 else mlp + (n_layers - 2 - layer) * block + last
-        rows += n_heads * own
-    full = embed + n_layers * block
-    return n_layers * n_heads * full / 1e9, (clean + rows) / 1e9
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; the exit code is 1 if a row failed."""
+    options = parser().parse_args(arguments)
+    settle(options)
+    jobs = plan(options)
+    if options.list:
+        print("\n".join(job.key for job in jobs))
+        return 0
+    if not jobs:
+        raise SystemExit(f"No row holds {' and '.join(options.only)}; --list prints the keys.")
+    partial = options.quick or options.toy or options.plan
+    out = options.out or (HERE.parent / "build" / "benchmarks" if partial else HERE)
+    files.ensure_writable(out)
+    place = out / f"results{'-cuda' if options.device == 'cuda' else ''}"
+    known = about(options)
+    before = earlier(place.with_suffix(".json"), known, options)
+    rows = dict(before)
+    for i, job in enumerate(jobs):
+        if options.resume and job.key in before and before[job.key].status == "done":
+            continue
+        print(f"[{i + 1}/{len(jobs)}] {job.title}", flush=True)
+        row = rows[job.key] = measure(job, options)
+        print("   ", race.describe(row), flush=True)
+        write(place, known, rows, options)
+    failed = [row.key for row in rows.values() if row.status == "failed"]
+    print(f"{len(rows)} rows in {place}.md" + (f", FAILED: {', '.join(failed)}" if failed else ""))
+    return int(bool(failed))
 
 
-def peak_rate(bare: nn.Module) -> float:
-    """Multiply-adds per second (billions) of a matrix product of the MLP's shape, the most this machine reaches."""
-    d, hidden = bare.config.hidden_size, bare.config.intermediate_size
-    a, b = torch.randn(2048, d), torch.randn(d, hidden)
-    best = 0.0
-    for _ in range(8):
-        start = clock()
-        torch.mm(a, b)
-        best = max(best, 2048 * d * hidden / 1e9 / (clock() - start))
-    return best
-
-
-def forward(name: str, bare: nn.Module, batch: int, repetitions: int) -> Row:
-    """Wrapped forward without edits against the bare model."""
-    model, pixels = wrap(bare), pixels_for(bare, batch)
-    with torch.no_grad():
-        return race(
-            f"{name}: forward without edits, batch {batch}",
-            {"mechvis": lambda: model(pixels), "bare model": lambda: bare(pixels)},
-            repetitions=repetitions,
-            targets={"bare model": 1.05},
+def earlier(path: Path, known: dict[str, Any], options: argparse.Namespace) -> dict[str, Row]:
+    """Rows of an earlier run that this one goes on with: with `--resume` or `--only`, from the same conditions."""
+    if not (options.resume or options.only) or not path.is_file():
+        return {}
+    try:
+        found = files.read_json(path)
+        names = {field.name for field in fields(Row)}
+        rows = {entry["key"]: Row(**entry) for entry in found["rows"] if set(entry) == names}
+        same = {word: found[word] for word in CONDITIONS} == {word: known[word] for word in CONDITIONS}
+    except (StoreCorrupt, KeyError, TypeError) as error:
+        raise SystemExit(
+            f"{path} cannot be continued ({race.reason(error)}). Move it away, or use another --out."
+        ) from error
+    if not same or len(rows) != len(found["rows"]):
+        raise SystemExit(
+            f"{path} was measured under other conditions (machine, versions, threads or options). Move it away, or use "
+            "another --out; without --resume and --only it is replaced."
         )
-
-
-def head_sweep(name: str, bare: nn.Module, images: int, repetitions: int, *, peers_run: int, others: bool) -> Row:
-    """Zero every head; peers run evenly spread heads and are scaled, since each of theirs is one full forward."""
-    model, pixels = wrap(bare), pixels_for(bare, images)
-    everything = [(layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
-    chosen = everything[:: max(1, len(everything) // peers_run)]
-    metric, wrapped = peers.predicted(bare, pixels), peers.bridge(bare)
-    answers: dict[str, Tensor] = {}
-
-    def ours() -> None:
-        result = mechvis.sweep(model, pixels, units="heads", edit="zero", metric="logit", progress=False)
-        left = result.baseline["logit"] - result.values["logit"].mean(1)
-        answers["mechvis.sweep"] = torch.tensor([left[everything.index(place)] for place in chosen])
-
-    def peer(name: str, function: Callable, *arguments: Any) -> Callable[[], None]:
-        def run() -> None:
-            answers[name] = function(*arguments, pixels, chosen, metric)
-
-        return run
-
-    contenders = {
-        "mechvis.sweep": ours,
-        "loop of bare forwards with a hook": peer("bare", peers.bare_loop, bare),
-        "transformer_lens head sweep": peer("transformer_lens", peers.transformer_lens_sweep, wrapped),
-    }
-    if others:
-        contenders["transformer_lens run_with_hooks"] = peer("tl hooks", peers.transformer_lens_hooks, wrapped)
-        contenders["nnsight, a trace per head"] = peer("nnsight", peers.nnsight_traces, bare)
-        contenders["nnsight, heads of a layer as rows"] = peer("nnsight rows", peers.nnsight_rows, bare)
-    share = len(everything) / len(chosen)
-    row = race(
-        f"{name}: zero each of {len(everything)} heads, {images} image{'s' if images > 1 else ''}",
-        contenders,
-        repetitions=repetitions,
-        targets={"loop of bare forwards with a hook": 0.48, "transformer_lens head sweep": 0.42},
-        scale={other: share for other in list(contenders)[1:]},
-        warm_up=repetitions > 3,
-    )
-    expected = answers["bare"]
-    worst = max(float((found - expected).abs().max()) for found in answers.values())
-    if worst > 1e-4 * max(1.0, float(expected.abs().max())):
-        raise RuntimeError(f"{row.task}: the contenders disagree by {worst:.2e}.")
-    row.notes.append(f"All agree to {worst:.0e} logits.")
-    if share > 1:
-        row.notes.append(f"Peers ran {len(chosen)} evenly spread heads (each costs one full forward), scaled.")
-    naive, least = multiplications(bare)
-    reached = images * least / row.seconds["mechvis.sweep"]
-    row.notes.append(
-        f"Multiply-adds per image: {naive:.4g} G for full forwards, {least:.4g} G at least: ratio {least / naive:.3f}. "
-        f"Reached {100 * reached / peak_rate(bare):.0f} % of the rate of a plain matrix product."
-    )
-    print("   ", " ".join(row.notes), flush=True)
-    return row
-
-
-def cache(name: str, bare: nn.Module, batch: int, repetitions: int) -> list[Row]:
-    """Capturing everything, and one site."""
-    model, pixels, wrapped = wrap(bare), pixels_for(bare, batch), peers.bridge(bare)
-    layer = model.cfg.n_layers // 2
-    site = f"blocks.{layer}.attn.hook_z"
-    rows = []
-    for what, names in (("every site", None), (f"one site ({site})", site)):
-        only = {} if names is None else {"names_filter": names}
-        capture = [n for n in model.graph.names if not n.endswith("hook_result")] if names is None else [names]
-        contenders = {
-            "mechvis run": lambda capture=capture: model.run(pixels, capture=capture).cache,
-            "mechvis run_with_cache": lambda only=only: model.run_with_cache(pixels, **only)[1],
-            "transformer_lens run_with_cache": lambda only=only: wrapped.run_with_cache(pixels, **only)[1],
-            "bare model, nothing kept": lambda: bare(pixels),
-        }
-        with torch.no_grad():
-            row = race(f"{name}: cache {what}, batch {batch}", contenders, repetitions=repetitions)
-            with quiet():
-                for contender in list(contenders)[:3]:
-                    found = contenders[contender]()
-                    row.notes.append(f"{contender} keeps {kept(found) / 2**20:.1f} MiB in {len(found)} entries.")
-        print("   ", " ".join(row.notes), flush=True)
-        rows.append(row)
+    known["limits"] |= found["limits"]
     return rows
 
 
-def kept(found: Any) -> int:
-    """Bytes of memory that a cache holds, memory shared by several entries counted once."""
-    storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in found.values()}
-    return sum(storages.values())
+CONDITIONS = ("format", "machine", "threads", "versions", "quick")
+"""What must be equal to put rows into one table."""
 
 
-def memory_of(what: str, images: int) -> None:
-    """In a process of its own: print the resident memory (MiB) before a task, and the peak during it."""
-    bare = vit_b_16()
-    model, pixels = wrap(bare), pixels_for(bare, images)
-    with torch.no_grad():
-        bare(pixels[:1])
-    # Linux: start the record of the peak anew, so that making the model does not count.
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resident("VmRSS")
-    if what == "sweep":
-        mechvis.sweep(model, pixels, units="heads", edit="zero", progress=False)
-    else:
-        peers.bare_loop(bare, pixels, [(0, 0), (5, 5)], peers.predicted(bare, pixels))
-    print(json.dumps({"before": before, "peak": resident("VmHWM")}))
-
-
-def resident(field: str) -> float:
-    """A memory figure of this process in MiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 2**10
-
-
-def memory(images: int, threads: int) -> dict[str, Any]:
-    """Peak resident memory of the ViT-B/16 sweep at the default budget, and of the loop."""
-    found = {}
-    for what in ("loop", "sweep"):
-        command = [sys.executable, "-W", "ignore", "-m", "benchmarks", "--memory", what, "--images", str(images)]
-        done = subprocess.run(
-            [*command, "--threads", str(threads)], capture_output=True, text=True, check=True, cwd=HERE.parent
-        )
-        found[what] = json.loads(done.stdout.splitlines()[-1])
-    budget = budget_bytes(None, torch.device("cpu")) / 2**20
-    found["text"] = (
-        f"ViT-B/16 head sweep of {images} image{'s' if images > 1 else ''} at the default budget "
-        f"({budget:.0f} MiB): {found['sweep']['before']:.0f} MiB resident before (model, libraries), "
-        f"{found['sweep']['peak']:.0f} MiB at the peak, so {found['sweep']['peak'] - found['sweep']['before']:.0f} MiB "
-        f"for the sweep. A loop of bare forwards: {found['loop']['before']:.0f} and {found['loop']['peak']:.0f} MiB."
+def about(options: argparse.Namespace) -> dict[str, Any]:
+    """What is known of machine and run."""
+    versions = {}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    notes = (
+        [] if models.has_prisma() else ["ViT-Prisma is not installed here (`make bench` installs it): no rows of it."]
     )
-    print(found["text"], flush=True)
-    return found
-
-
-def table(found: dict[str, Any]) -> str:
-    """`results.md`."""
-    machine = found["machine"]
-    lines = [
-        "# Timings side by side",
-        "",
-        f"`{found['command']}`, {found['date']}: {machine['cores']} cores, {machine['threads']} thread(s), "
-        + ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-        + ".",
-        "",
-        "Ratio = our time divided by the peer's, median over interleaved repetitions; below 1 we are faster. "
-        f"Times are medians of {machine['clock']}. The machine may have been busy with other work: read the ratios.",
-        "",
-        "| task | contender | time (ms) | ours / theirs | target |",
-        "|---|---|---:|---:|---|",
-    ]
-    for row in found["rows"]:
-        for name, seconds in row["seconds"].items():
-            ratio = row["ratios"].get(name)
-            target = row["targets"].get(name)
-            goal = "" if target is None else f"<= {target:g} {'met' if ratio <= target else 'MISSED'}"
-            task = row["task"] if name == row["ours"] else ""
-            shown = "" if ratio is None else f"{ratio:.3f}"
-            lines.append(f"| {task} | {name} | {1000 * seconds:.4g} | {shown} | {goal} |")
-    lines += ["", "## Notes", ""]
-    lines += [f"* {row['task']}: {' '.join(row['notes'])}" for row in found["rows"] if row["notes"]]
-    lines += [f"* {entry['text']}" for entry in found["memory"]]
-    return "\n".join([*lines, ""])
-
-
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions and heads: minutes instead of an hour")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder for results.md and results.json")
-    parser.add_argument("--repetitions", type=int, help="rounds of the ViT-B/16 sweep")
-    parser.add_argument("--memory", choices=("sweep", "loop"), help=argparse.SUPPRESS)
-    parser.add_argument("--images", type=int, default=1, help=argparse.SUPPRESS)
-    chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
-    if chosen.memory:
-        with quiet():
-            memory_of(chosen.memory, chosen.images)
-        return
-    few = chosen.quick
-    with quiet():
-        (little, little_name), large = small(), vit_b_16()
-    rows: list[Row] = []
-    for batch, repetitions in ((1, 300), (8, 120), (64, 40)):
-        with quiet():
-            rows.append(forward(little_name, little, batch, repetitions // (4 if few else 1)))
-    for batch in (1, 4):
-        with quiet():
-            rows.append(forward("ViT-B/16", large, batch, 4 if few else 20))
-    with quiet():
-        rows.append(head_sweep(little_name, little, 32, 3 if few else 15, peers_run=16, others=True))
-        rows += cache(little_name, little, 8, 10 if few else 40)
-        if not few:
-            rows += cache("ViT-B/16", large, 1, 8)
-        rounds = chosen.repetitions or (1 if few else 3)
-        rows.append(head_sweep("ViT-B/16", large, 1, rounds, peers_run=12 if few else 24, others=not few))
-        if not few:
-            rows.append(head_sweep("ViT-B/16", large, 2, rounds, peers_run=12, others=False))
-    found = {
+    return {
+        "format": 2,
         "date": datetime.now(UTC).date().isoformat(),
-        "command": "python -m benchmarks" + (" --quick" if few else ""),
-        "machine": {
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "clock": "the process's time on the processor" if torch.get_num_threads() == 1 else "the wall clock",
-            "versions": {name: metadata.version(name.replace("_", "-")) for name in PACKAGES},
-        },
-        "rows": [asdict(row) for row in rows],
-        "memory": [] if few else [memory(1, chosen.threads), memory(4, chosen.threads)],
-    }
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    (chosen.out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
-    (chosen.out / "results.md").write_text(table(found))
-    print((chosen.out / "results.md").read_text())
+        "command": "python -m benchmarks" + "".join(f" --{word}" for word in ("quick", "toy") if getattr(options, word))
+        + (" --device cuda" if options.device == "cuda" else "") + f" --threads {options.threads}",
+        "machine": machine(options.device),
+        "clock": Clock(options.device).name,
+        "threads": options.threads,
+        "quick": options.quick,
+        "versions": versions,
+        "notes": notes,
+        "limits": {},
+    }  # fmt: skip
 
+
+def machine(device: str) -> str:
+    """Processor or GPU, in words."""
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        return f"{properties.name} ({properties.total_memory / 2**30:.0f} GiB), CUDA {torch.version.cuda}"
+    name = platform.processor() or platform.machine()
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def write(place: Path, known: dict[str, Any], rows: dict[str, Row], options: argparse.Namespace) -> None:
+    """Both files, whole or not at all."""
+    for row in rows.values():
+        subject, *_ = row.key.split("/")
+        if subject == "kernels" or row.status == "failed":
+            continue
+        name = next(name for name in models.SIZES if row.key.startswith(f"{subject}/{name}/"))
+        for word in ("fp32", "bf16") if options.device == "cpu" else ("fp32", "tf32", "bf16"):
+            words = f"matrix products of {name}'s MLP, {word} (GFLOP/s)"
+            if words not in known["limits"]:
+                known["limits"][words] = limits.matmul_rate(name, options.device, word) / 1e9
+    known["limits"]["copy, read and written (GB/s)"] = limits.copy_bandwidth(options.device) / 1e9
+    files.write_json(place.with_suffix(".json"), known | {"rows": [asdict(row) for row in rows.values()]})
+    files.write_text(place.with_suffix(".md"), table.page(known, list(rows.values())))
+
+
+def vit_b_16() -> nn.Module:
+    """The shape of ViT-B/16, random weights, for `benchmarks.loading`."""
+    return models.bare(BASE, Place())
+
+
+__all__ = ["main", "quiet", "resident", "vit_b_16"]
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
