@@ -14,7 +14,7 @@ is tried on the clean rows of every call; where it fails keys and values are mad
 from dataclasses import dataclass
 
 import torch
-from einops import einsum, rearrange
+from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
@@ -45,18 +45,23 @@ class FewQueries:
             x: the normalised stream that keys and values would be made of.
             layout, tokens: for the position bias: the image's size, and which tokens ask.
         """
-        attn = self.attn
-        asked = rearrange(einsum(q, self.to_keys, "r q h e, h d e -> r h q d"), "r h q d -> r (h q) d")
-        asked = asked * attn.scale if attn.scale_queries else asked
-        scores = torch.bmm(asked, x.transpose(1, 2).to(asked.dtype)).unflatten(1, (attn.n_heads, q.shape[1]))
-        scores = scores if attn.scale_queries else scores * attn.scale
-        if attn.bias is not None:
-            bias = attn.bias(layout)
-            scores = scores + (bias if tokens is None else bias[:, :, tokens])
-        pattern = plain.pattern_of(attn, scores).flatten(1, 2)
-        mixed = torch.bmm(pattern, x.to(pattern.dtype)).unflatten(1, (attn.n_heads, q.shape[1]))
-        z = einsum(mixed, self.to_values, "r h q d, h d e -> r q h e")
-        return plain.finish(attn, z if self.value_bias is None else (z + self.value_bias).to(z.dtype))
+        attn, heads, n = self.attn, self.attn.n_heads, q.shape[1]
+        # So few products cost nothing, and fused attention does not round its scores to a low precision either.
+        work = torch.promote_types(q.dtype, torch.float32)
+        with torch.autocast(q.device.type, enabled=False):
+            x = x.to(work)
+            asked = einsum(q.to(work), self.to_keys.to(work), "r q h e, h d e -> r h q d").flatten(1, 2)
+            asked = asked * attn.scale if attn.scale_queries else asked
+            scores = torch.bmm(asked, x.mT).unflatten(1, (heads, n))
+            scores = scores if attn.scale_queries else scores * attn.scale
+            if attn.bias is not None:
+                bias = attn.bias(layout)
+                scores = scores + (bias if tokens is None else bias[:, :, tokens])
+            pattern = plain.pattern_of(attn, scores).flatten(1, 2)
+            mixed = torch.bmm(pattern, x).unflatten(1, (heads, n))
+            z = einsum(mixed, self.to_values.to(work), "r h q d, h d e -> r q h e")
+            z = z if self.value_bias is None else z + self.value_bias
+        return plain.finish(attn, z.to(q.dtype))
 
 
 def without_keys(attn: AttentionParts, x: Residual, n_queries: int) -> FewQueries | None:
