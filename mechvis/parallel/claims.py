@@ -13,6 +13,7 @@ write the same bytes, each atomically; nothing waits for a lock, and no result d
 import json
 import logging
 import os
+import secrets
 import socket
 import threading
 import time
@@ -60,11 +61,14 @@ class Claims:
         """
         path = self.path(name)
         if not self._create(path):
-            if not force and not self.void(name):
+            # Given back since then, there is nothing to take over: what is there now may be another's, just made.
+            there = path.exists()
+            if there and not force and not self.void(name):
                 return False
-            logger.warning("%s: its owner %s, taking it over.", name, "is too slow" if force else "is gone")
-            with suppress(FileNotFoundError):
-                path.unlink()
+            if there:
+                logger.warning("%s: its owner %s, taking it over.", name, "is too slow" if force else "is gone")
+                with suppress(FileNotFoundError):
+                    path.unlink()
             if not self._create(path):
                 return False  # another process was quicker
         self.held.add(name)
@@ -102,12 +106,21 @@ class Claims:
             return "another process"
 
     def _create(self, path: Path) -> bool:
+        """Make a claim, with its owner in it from the first instant: one without could only be judged by its age, and
+        whoever is killed just then would keep the others waiting for it."""
+        if path.exists():
+            return False
+        owner = json.dumps({"host": socket.gethostname(), "process": os.getpid()})
+        fresh = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
         try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            fresh.write_text(owner)
+            os.link(fresh, path)  # unlike a rename it never replaces
         except FileExistsError:
             return False
-        with os.fdopen(handle, "w") as file:
-            json.dump({"host": socket.gethostname(), "process": os.getpid()}, file)
+        except OSError:  # no hard links here
+            return _create_plainly(path, owner)
+        finally:
+            fresh.unlink(missing_ok=True)
         return True
 
     def _now(self) -> float:
@@ -133,6 +146,16 @@ class Claims:
             for name in list(self.held):
                 with suppress(OSError):  # given back meanwhile; a file system that fails shows in the work itself
                     os.utime(self.path(name))
+
+
+def _create_plainly(path: Path, owner: str) -> bool:
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    except FileExistsError:
+        return False
+    with os.fdopen(handle, "w") as file:
+        file.write(owner)
+    return True
 
 
 def _runs(process: int) -> bool:

@@ -85,6 +85,25 @@ def test_a_claim_that_cannot_be_read_counts_by_its_age(tmp_path, content):
         assert claims.take("a")
 
 
+@pytest.mark.parametrize("links", [True, False], ids=["", "no hard links here"])
+def test_a_claim_has_its_owner_from_the_first_instant(tmp_path, monkeypatch, links):
+    """Killed between the two, a process would leave a claim that others wait for until it is old."""
+    seen, link = [], os.link
+
+    def linking(source, target):
+        if not links:
+            raise OSError(95, "Operation not supported")
+        link(source, target)
+        seen.append(json.loads(target.read_text()))
+
+    monkeypatch.setattr(os, "link", linking)
+    with Claims(tmp_path) as claims:
+        assert claims.take("a") and not claims.take("a")
+        assert seen == [{"host": socket.gethostname(), "process": os.getpid()}] * links
+        assert claims.owner("a") == f"process {os.getpid()} on {socket.gethostname()}"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_force(tmp_path, caplog):
     with Claims(tmp_path) as mine, Claims(tmp_path) as theirs:
         mine.take("a")
