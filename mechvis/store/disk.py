@@ -69,6 +69,8 @@ class Disk:
         Raises:
             StoreCorrupt: names the file that is missing or damaged.
         """
+        if len(images) == 0:
+            return None
         # Neighbours that lie in one file: one read, however they were asked for.
         each = self.manifest.images_each
         breaks = np.flatnonzero((np.diff(images) != 1) | (images[1:] % each == 0)) + 1

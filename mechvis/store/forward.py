@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mechvis.errors import BadData, NotFinite, OutOfMemory
+from mechvis.errors import BadData, BadImages, NotFinite, OutOfMemory
 from mechvis.store.rows import SiteRows
 from mechvis.wave import bytes_per_row, rows_at_once
 
@@ -50,6 +50,7 @@ class Forward:
 
         Raises:
             NotFinite: NaN or Inf; names site and image.
+            BadImages: pixels that cannot be right.
             OutOfMemory: one image alone does not fit the accelerator.
         """
         pixels = self.read(images) if pixels is None else pixels
@@ -72,7 +73,11 @@ class Forward:
         inputs = pixels.to(device, non_blocking=device.type == "cuda").to(self.model.dtype)
         names = list(self.sites)
         wanted = names if upto is None else names[: names.index(upto) + 1]
-        cache = self.model.run(inputs, capture=wanted, check_finite=False, stop_when_captured=True).cache
+        try:
+            cache = self.model.run(inputs, capture=wanted, check_finite=False, stop_when_captured=True).cache
+        except BadImages as error:
+            those = ", ".join(map(str, images[:64])) + (" ..." if len(images) > 64 else "")
+            raise BadImages(f"{error} (Counted in the batch of images {those}.)") from error
         found = {}
         for name in wanted:
             site, value = self.sites[name], cache[name]

@@ -195,13 +195,14 @@ class _Job:
 
 def _cut(sites: Sequence[SiteRows], n_images: int, shard: str | int | None, batch: int) -> tuple[int, int]:
     """Images per file, and per forward pass (where the cut of a sweep has units)."""
-    largest = max(site.bytes_per_image for site in sites)
-    step = max([batch, *(site.images_per_block for site in sites if site.bytes_per_image == largest)])
-    each = max(1, (SHARD if shard is None else size_bytes("shard", shard)) // largest)
+    widest = max(sites, key=lambda site: site.bytes_per_image)
+    block = widest.images_per_block
+    step = max(batch, block)  # both are powers of two
+    each = max(1, (SHARD if shard is None else size_bytes("shard", shard)) // widest.bytes_per_image)
     if shard is None:
         each = min(each, max(step, -(-n_images // PIECES)))
-    if each >= step:
-        each -= each % step
+    whole = step if each >= step else block if each >= block else 1
+    each -= each % whole
     return each, min(batch, each)
 
 

@@ -27,7 +27,7 @@ def keys(seed: int, *words: int | np.ndarray) -> np.ndarray:
 
     Example:
         >>> [hex(key) for key in keys(7, TOKENS, np.arange(2))]
-        ['0xc2c09cbdd9047a20', '0x9a0ebd2c2a46fec6']
+        ['0xba58fc8c488d2828', '0xf07a6bfa6eeaa696']
     """
     state = _scrambled(np.full((1,), seed & _MASK, dtype=np.uint64))
     for word in words:
