@@ -1,4 +1,4 @@
-"""A CIGMA study in words and figures: the text summary, and the HTML report."""
+"""A CIGMA study as one HTML file: words, figures and tables."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from circuits.certified import statement
+from circuits.cigma_words import verdict
 from mechvis.report.blocks import Block, Code, Facts, Figure, Images, Note, Section, Table, Text, Tile, Tiles
 from mechvis.report.build import ensure_report_path, write_report
 
@@ -16,81 +18,10 @@ if TYPE_CHECKING:
 MOST_TILES = 6
 """Groups that get a tile each."""
 
-
-def summary(study: "Study") -> str:
-    """What was found, in a few lines."""
-    lines = [verdict(study), ""]
-    head = study.scores.top(min(5, study.scores.rows().height))
-    lines.append(f"heads by {study.scores.metrics[0]} score ({int(head['n'][0])} selection images, nats):")
-    lines += [
-        f"  {row['unit']:<8} {row['effect']:+.4f}  [{row['low']:+.4f}, {row['high']:+.4f}]"
-        f"{'  recommended' if row['unit'] in study.recommended else ''}"
-        for row in head.iter_rows(named=True)
-    ]
-    lines += ["", f"{'evaluation images':<28}{'before':>9}{'after':>9}{'change':>9}   95 % interval"]
-    for row in study.evaluation.iter_rows(named=True):
-        interval = "" if row["low"] is None else f"[{row['low']:+.3f}, {row['high']:+.3f}]"
-        lines.append(
-            f"  {row['measure']:<26}{row['before']:>9.3f}{row['after']:>9.3f}{row['change']:>+9.3f}   {interval}"
-            f" n={row['n']}"
-        )
-    if study.has_control:
-        for measure in ("BIR", "worst group"):
-            control = study.against_random(measure)
-            lines.append(
-                f"random heads, {measure}: {control['low']:.3f} to {control['high']:.3f} in 95 % of "
-                f"{control['draws']:.0f} draws ({control['different']:.0f} different); these heads: "
-                f"{control['observed']:.3f} (p = {control['p']:.3f})"
-            )
-    return "\n".join(lines)
-
-
-def verdict(study: "Study") -> str:
-    """What was found, and what follows from it."""
-    forced = study.settings.get("k") != "auto"
-    if not study.recommended and (forced or not study.chosen):
-        text = (
-            "CIGMA: no head is recommended for removal: no head's guarded score is reliably above zero. The context "
-            "may be carried by many heads, by heads that stand in for each other, or by MLPs, or there may be no "
-            "shortcut."
-        )
-        return text + (f" {_effect(study)}, as k={study.settings['k']} asked." if study.chosen else "")
-    if not study.chosen:
-        why = (
-            "k=0 was asked for"
-            if forced
-            else "no set of them is validated: none is reliably good on the validation images, or all cost too much"
-        )
-        return (
-            f"CIGMA: {len(study.recommended)} head(s) carry context ({', '.join(study.recommended[:5])}), but {why}. "
-            "Nothing is removed."
-        )
-    strangers = [name for name in study.chosen if name not in study.recommended]
-    text = f"CIGMA: {_effect(study)}"
-    if study.has_control:
-        control = study.against_random("BIR")
-        text += f"; that is {'outside' if control['observed'] < control['low'] else 'inside'} what random heads do"
-    if not strangers:
-        return text + "."
-    if forced:
-        return f"{text}. Not recommended, but asked for: {', '.join(strangers)}."
-    return f"{text}. {', '.join(strangers)}: not reliable alone, but the set is, on the validation images."
-
-
-def _effect(study: "Study") -> str:
-    """`removing L1H1 lowers the background influence ratio from ... to ...`, as far as it does, and its price."""
-    bir, accuracy = study.measure("BIR"), study.measure("accuracy")
-    before, after = bir["before"], bir["after"]
-    heads = f"removing {', '.join(study.chosen)}"
-    if not (np.isfinite(before) and np.isfinite(after)):
-        return f"{heads} leaves no influence of object or context to compare"
-    word = "lowers" if after < before else "does not lower"
-    share = f" ({after / before - 1:+.0%})" if before > 0 else ""
-    price = f", and accuracy falls from {accuracy['before']:.1%} to {accuracy['after']:.1%}"
-    lost = accuracy["change"] < 0 and (accuracy["high"] or 0) < 0
-    return f"{heads} {word} the background influence ratio: {before:.3f} before, {after:.3f} after{share}" + (
-        price if lost else ""
-    )
+_MEASURED = (
+    " Top heads were scored on all selection images or (fresh) on n that had no part in the decision, the others on "
+    "the first n that it took to reject them: their intervals are wide, and their places among each other not known."
+)
 
 
 def report_study(study: "Study", path: str | Path) -> Path:
@@ -145,6 +76,8 @@ def _found(study: "Study") -> list[Block]:
 
 def _belief(study: "Study") -> list[Block]:
     notes: list[Block] = []
+    if (said := statement(study.scores)) is not None:
+        notes.append(Note("good" if study.certificate["certified"] else "warning", said.replace("\n", "\n\n")))
     for name in ("no direct effects", "no random control"):
         if name in study.settings:
             notes.append(Note("warning", f"There are {name} to compare with: {study.settings[name]}"))
@@ -257,7 +190,8 @@ def _heads(study: "Study") -> list[Block]:
             )
         )
     wide = study.scores.table.pivot(on="metric", index=["unit", "layer", "head"], values="effect")
-    interval = study.scores.rows(rank).select("unit", "low", "high", "significant")
+    decided = [] if study.certificate is None else ["n", "status", "fresh"]
+    interval = study.scores.rows(rank).select("unit", "low", "high", "significant", *decided)
     table = wide.join(interval, on="unit").sort(rank, descending=True)
     if study.true_positives is not None:
         paper = study.true_positives.rows("cigma").select("unit", pl.col("effect").alias("cigma, true positives"))
@@ -266,7 +200,7 @@ def _heads(study: "Study") -> list[Block]:
         Table(
             table,
             f"All heads on the selection images, by {rank}; low and high belong to it. The last column is the "
-            "paper's score on correctly classified images alone.",
+            "paper's score on correctly classified images alone." + (_MEASURED if decided else ""),
         )
     )
     return blocks

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Literal
 
 from mechvis.cli import say
-from mechvis.commands import calls, read_images, read_model
+from mechvis.commands import calls, launched, only_with, read_images, read_model
 
 
 @calls(
     "circuits.cigma:cigma",
+    "mechvis.parallel.launch:start",
     "mechvis.models.load:load",
     "mechvis.clip:HookedCLIP.classifier",
     "mechvis.data.folder:folder",
@@ -29,11 +30,19 @@ def cigma(
     candidates: tuple[int, ...] = (0, 1, 2, 3, 4, 8, 16, 32),
     max_cost: float = 0.05,
     greedy: bool = False,
+    certified: bool = False,
+    top: int = 16,
+    eps: float = 0.1,
+    delta: float = 0.05,
+    tails: Literal["student", "guarded", "bernstein"] = "guarded",
+    audit: float = 0.05,
+    fresh_images: int = 1024,
     controls: int = 20,
     sensitivity: bool = True,
     reference: str | None = None,
     budget: str | None = None,
     out: Path | None = None,
+    launch: str | None = None,
     save_model: Path | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -67,11 +76,19 @@ def cigma(
         candidates: numbers of heads to try.
         max_cost: largest loss of accuracy that any group may suffer on the validation images.
         greedy: re-score the rest after each accepted head, so that redundant heads are seen.
+        certified: find the --top heads only, with a guarantee, from as few selection images as that allows.
+        top: certified: heads to find.
+        eps: certified: tolerance, as a share of the score on rank --top.
+        delta: certified: probability with which the guarantee may fail.
+        tails: certified: how means are bounded; student needs fewer images and misses heads that rarely matter.
+        audit: certified: share of heads that are measured to the end even if they are rejected.
+        fresh_images: certified: images on which each of the top heads is scored once it is found, at most.
         controls: draws of random heads of equal number.
         sensitivity: score some images again with another fill and compare the ranking.
         reference: images for the means of mean_positional, as in --images.
         budget: memory for activations, e.g. 8GB.
         out: folder for the study and report.html.
+        launch: local:2 for two processes, slurm:nodes=2,partition=gpu,... for an array of jobs; needs --out.
         save_model: folder for the model without the chosen heads.
         seed: of splits, controls and bootstrap.
         progress: show progress bars.
@@ -87,7 +104,15 @@ def cigma(
     from circuits.cigma import cigma as study_of
     from circuits.prune import save_pruned
     from mechvis.errors import BadData
+    from mechvis.parallel import world
 
+    only_with(
+        "certified", certified,
+        {"top": top, "eps": eps, "delta": delta, "tails": tails, "audit": audit, "fresh_images": fresh_images},
+        of=cigma,
+    )  # fmt: skip
+    if launched(launch, out):
+        return
     given = {"images": images, "selection": selection, "validation": validation, "evaluation": evaluation}
     options = {
         "metadata": metadata,
@@ -99,7 +124,7 @@ def cigma(
     sets = {name: read_images(spec, **options) for name, spec in given.items() if spec is not None}
     if not sets:
         raise BadData("which images? Pass --images, or --selection, --validation and --evaluation.")
-    loaded = read_model(model, next(iter(sets.values())), device=device, templates=templates)
+    loaded = read_model(model, next(iter(sets.values())), device=world().device(device), templates=templates)
     study = study_of(
         loaded,
         **sets,
@@ -112,6 +137,13 @@ def cigma(
         candidates=candidates,
         max_cost=max_cost,
         greedy=greedy,
+        certified=certified,
+        top=top,
+        eps=eps,
+        delta=delta,
+        tails=tails,
+        audit=audit,
+        fresh_images=fresh_images,
         controls=controls,
         sensitivity=sensitivity,
         reference=None if reference is None else read_images(reference, **options),
@@ -121,6 +153,8 @@ def cigma(
         progress=progress,
         allow_overlap=allow_overlap,
     )
+    if not world().leads:
+        return
     say(study.summary())
     if save_model is not None:
         note = f"`{model}` after a CIGMA study ({'as saved in ' + str(out) if out else 'not saved'})."

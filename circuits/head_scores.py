@@ -46,6 +46,7 @@ def score_heads(
     means: Means | None = None,
     removed: Sequence[Unit] = (),
     units: Sequence[Unit] | None = None,
+    order: np.ndarray | None = None,
     engine: Literal["wave", "plain"] = "wave",
     budget: str | int | None = None,
     folder: Path | None = None,
@@ -64,13 +65,15 @@ def score_heads(
         means: reference means of `attn.hook_z`, for `mean_positional`.
         removed: heads that are ablated throughout (greedy re-scoring).
         units: heads to score; all by default.
+        order: positions of the images to use, in this order; all by default.
         engine: `wave`, or its slow twin `plain`.
         budget: memory for activations.
         folder: keep finished pieces here.
         plan: identifies the job in the folder.
         progress: show a progress bar.
     """
-    labels = images.label_tensor
+    places = np.arange(len(images)) if order is None else np.asarray(order)
+    labels = images.label_tensor[torch.from_numpy(places)]
     listed = list(units) if units is not None else units_of(model, "heads")
 
     def measure(clean: Tensor, edited: Tensor, part: range) -> dict[str, Tensor]:
@@ -92,8 +95,8 @@ def score_heads(
 
     job = Job(
         model=model,
-        n_images=len(images),
-        views=views_of(model, images, masks, fill),
+        n_images=len(places),
+        views=views_of(model, images, masks, fill, places),
         n_views=3,
         units=listed,
         replace=replacement_of(mode, means),
@@ -105,16 +108,20 @@ def score_heads(
     return compute(job, engine=engine, budget=budget, folder=folder, progress=progress, what=what)
 
 
-def views_of(model: Any, images: ImageSet, masks: Mask, fill: Fill) -> Callable[[range], Tensor]:
-    """Reads the three views of some images."""
+def views_of(
+    model: Any, images: ImageSet, masks: Mask, fill: Fill, order: np.ndarray | None = None
+) -> Callable[[range], Tensor]:
+    """Reads the three views of some images; `order`: which images the positions are about."""
     if len(masks) != len(images):
         raise ShapeMismatch(f"{len(images)} images but {len(masks)} masks.")
+    order = np.arange(len(images)) if order is None else order
 
     def views(part: range) -> Tensor:
-        pixels = images[part.start : part.stop].pixels_for(model.preprocess)
+        which = order[part.start : part.stop]
+        pixels = images[which].pixels_for(model.preprocess)
         # Means and blurs are made in at least single precision, also for a model in half precision.
         pixels = pixels.to(torch.promote_types(model.dtype, torch.float32))
-        return three_views(pixels, masks[part.start : part.stop], fill)
+        return three_views(pixels, masks[torch.from_numpy(which)], fill)
 
     return views
 

@@ -37,11 +37,12 @@ class Study:
     """A finished CIGMA study."""
 
     scores: Result
-    """Scores of every head on the selection images; the first metric is the one that ranks."""
+    """Scores of every head on the selection images; the first metric is the one that ranks. Of a certified study a head
+    has them on the images that it was measured on, NaN elsewhere, and further columns say what was decided on it."""
     true_positives: Result | None
     """The same on the correctly classified images alone, as in the paper; None if fewer than two."""
     ranking: tuple[str, ...]
-    """All heads, best first."""
+    """All heads, best first; of a certified study the top ones, then the others by what little was measured."""
     recommended: tuple[str, ...]
     """Heads whose guarded score is reliably above zero (its interval, and corrected for the number of heads), in the
     order of removal."""
@@ -106,6 +107,12 @@ class Study:
             "different": float(len(once)),
             "p": float((1 + (~worse).sum()) / (1 + len(once))),
         }
+
+    @property
+    def certificate(self) -> dict[str, Any] | None:
+        """Of a certified study: the guarantee, whether it holds (`certified`), rounds and evaluations, as in
+        `mechvis.certified_top`; else None. `mechvis.certified.certificate(study.scores)` says it in words."""
+        return self.scores.provenance.get("certificate")
 
     @property
     def has_control(self) -> bool:
@@ -212,7 +219,7 @@ class Study:
 
     def summary(self) -> str:
         """What was found, in a few lines of text."""
-        from circuits.cigma_report import summary
+        from circuits.cigma_words import summary
 
         return summary(self)
 

@@ -29,6 +29,7 @@ from mechvis.certified.elimination import Elimination, check_settings, eliminate
 from mechvis.certified.order import draw
 from mechvis.certified.rounds import Rounds, with_decisions
 from mechvis.certified.words import facts_of
+from mechvis.engine import Engine
 from mechvis.errors import ResultMismatch
 from mechvis.parallel.share import one_saves
 from mechvis.results import Result
@@ -62,7 +63,7 @@ def certified_top(
     reference: Any = None,
     source: Any = None,
     layers: Iterable[int] | None = None,
-    engine: Literal["wave", "plain"] = "wave",
+    engine: Engine = "wave",
     budget: str | int | None = None,
     out: str | Path | None = None,
     seed: int = 0,

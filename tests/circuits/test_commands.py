@@ -46,3 +46,13 @@ def test_selftest_finds_the_checks_of_this_package():
     found = checks(0)
     assert len(found) >= 7
     assert all(check.ok for check in found), [check for check in found if not check.ok]
+
+
+def test_what_says_something_about_another_flag_is_refused(capsys):
+    words = ["cigma", "--model", "scenes-vit", "--images", "scenes:60"]
+    assert cli.main([*words, "--top", "3"]) == 1
+    assert "--top says something about --certified" in capsys.readouterr().err
+    assert cli.main([*words, "--certified", "--top", "3", "--greedy"]) == 1
+    assert "Leave one of them out" in capsys.readouterr().err
+    assert cli.main([*words, "--launch", "local:2"]) == 1
+    assert "give --out FOLDER" in capsys.readouterr().err
