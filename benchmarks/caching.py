@@ -1,6 +1,7 @@
 """Rows of keeping activations: every site, what the modules answer, and one site; time and memory.
 
-*Every site* is what each tool keeps when nothing is said, attention scores and patterns included. nnsight hooks
+*Every site* is what each tool keeps when nothing is said. Ours holds the attention scores; what transformer_lens calls
+scores is the pattern once more, so the row *every site but scores* compares the same contents. nnsight hooks
 modules, and in a model with fused attention no module answers scores or patterns; so it runs in the second row, *what
 the modules answer* (embedding, norms, q, k, v, both MLP layers, what attention and MLP write, the stream after each
 block), in which the others are told to keep the same.
@@ -16,7 +17,7 @@ from benchmarks.forward import agree
 from benchmarks.models import Place
 from benchmarks.race import Contender, Goal, Task
 
-WHATS = ("every site", "what the modules answer", "one site")
+WHATS = ("every site", "every site but scores", "what the modules answer", "one site")
 ANSWERS = (
     "ln1.hook_normalized", "attn.hook_q", "attn.hook_k", "attn.hook_v", "hook_attn_out", "ln2.hook_normalized",
     "mlp.hook_pre", "mlp.hook_post", "hook_mlp_out", "hook_resid_post",
@@ -27,7 +28,7 @@ ANSWERS = (
 def sites(name: str, what: str) -> list[str] | None:
     """Names of what is kept; None: everything."""
     layers = models.shape(name).layers
-    if what == "every site":
+    if what.startswith("every site"):
         return None
     if what == "one site":
         return [f"blocks.{layers // 2}.attn.hook_z"]
@@ -45,8 +46,10 @@ def task(name: str, place: Place, what: str, batch: int, rounds: int, *, memory:
         rounds: timings.
         memory: measure the peak memory of everyone, too.
     """
-    chosen = sites(name, what)
-    only: dict[str, Any] = {} if chosen is None else {"names_filter": chosen[0] if len(chosen) == 1 else chosen}
+    chosen, scores = sites(name, what), what == "every site"
+    only: dict[str, Any] = {} if scores else {"names_filter": _no_scores}
+    if chosen is not None:
+        only = {"names_filter": chosen[0] if len(chosen) == 1 else chosen}
     layer = models.shape(name).layers // 2
 
     def pixels() -> Tensor:
@@ -55,7 +58,8 @@ def task(name: str, place: Place, what: str, batch: int, rounds: int, *, memory:
     def run() -> Callable[[], Any]:
         model, x = models.hooked(name, place), pixels()
         # `hook_result` is computed only when somebody asks for it, as in transformer_lens.
-        capture = chosen or [site for site in model.graph.names if not site.endswith("hook_result")]
+        left_out = ("hook_result",) if scores else ("hook_result", "hook_attn_scores")
+        capture = chosen or [site for site in model.graph.names if not site.endswith(left_out)]
         return lambda: model.run(x, capture=capture).cache
 
     def with_cache(wrapped: Any) -> Callable[[], Any]:
@@ -86,7 +90,7 @@ def task(name: str, place: Place, what: str, batch: int, rounds: int, *, memory:
         "mechvis run_with_cache": Contender(build=lambda: with_cache(models.hooked(name, place)), peer=False),
         "transformer_lens run_with_cache": Contender(build=lambda: with_cache(models.bridge(name, place))),
     }
-    if what != "every site":
+    if chosen is not None:
         contenders["nnsight, one value" if what == "one site" else "nnsight tracer.cache"] = Contender(build=traced)
     if models.has_prisma():
         contenders["ViT-Prisma run_with_cache"] = Contender(build=lambda: with_cache(models.prisma(name, place)))
@@ -108,8 +112,12 @@ def task(name: str, place: Place, what: str, batch: int, rounds: int, *, memory:
         precision=place.precision,
         goals=(Goal(limit=1.0), *((Goal(limit=1.0, of="memory"),) if memory else ())),
         memory=tuple(list(contenders)[:-1]) if memory else (),
-        notes=() if what != "every site" else ("nnsight keeps no scores and patterns: see the next row.",),
+        notes=() if chosen is not None else ("nnsight keeps no scores and patterns: see another row.",),
     )
+
+
+def _no_scores(site: str) -> bool:
+    return not site.endswith("hook_attn_scores")
 
 
 def held(answer: Any, one: bool) -> tuple[int, float, Tensor | None]:

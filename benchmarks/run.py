@@ -67,9 +67,9 @@ def cpu() -> Iterator[Job]:
         SMALL, here, kind="neurons", cells=layers(SMALL, "neurons", 2), some=" of layer 2", **few, rounds=3
     )
 
-    yield sweeps.task(BASE, here, rounds=3, screened=16, goals=SCREENED, memory=True)
+    yield sweeps.task(BASE, here, rounds=2, screened=9, goals=SCREENED, memory=True)
     yield sweeps.task(BASE, here, edit="mean", peers_run=8, goals=HEADS, warm_up=False)
-    yield sweeps.task(BASE, here, images=2, peers_run=6, rounds=1, goals=HEADS, warm_up=False)
+    yield sweeps.task(BASE, here, images=4, peers_run=4, rounds=1, screened=9, goals=SCREENED, warm_up=False)
     twice = {"peers_run": 8, "rounds": 2, "warm_up": False}
     yield sweeps.task(BASE, here, kind="tokens", edit="patch", cells=grid(BASE, 12, 12), some=" (12 x 12)", **twice)
     yield sweeps.task(BASE, here, kind="neurons", cells=layers(BASE, "neurons", 10), some=" of layer 10", **twice)
@@ -77,7 +77,7 @@ def cpu() -> Iterator[Job]:
     yield sweeps.task(BASE, here, kind="neurons", cells=each, some=" of layer 5 (each 32nd)", **twice)
 
     once = {"peers_run": 4, "rounds": 1, "warm_up": False}
-    yield sweeps.task(LARGE, here, **once, screened=16, goals=SCREENED)
+    yield sweeps.task(LARGE, here, **once, screened=24, goals=SCREENED)
     yield sweeps.task(LARGE, here, edit="mean", cells=layers(LARGE, "heads", 5, 11, 17, 23), some=" of four layers",
                       **once, goals=HEADS)  # fmt: skip
     yield sweeps.task(LARGE, here, kind="tokens", edit="patch", cells=grid(LARGE, 4, 8), some=" (4 x 8)", **once)
@@ -91,13 +91,13 @@ def quick() -> Iterator[Job]:
         yield forward.task(name, here, batch, rounds)
     for name, batch, rounds in ((SMALL, 8, 15), (BASE, 1, 3)):
         for what in caching.WHATS:
-            yield caching.task(name, here, what, batch, rounds, memory=name == BASE and what == "every site")
+            yield caching.task(name, here, what, batch, rounds, memory=name == BASE and what.startswith("every site"))
     few = {"images": 32, "peers_run": 8}
     yield sweeps.task(SMALL, here, **few, rounds=5, screened=4, goals=HEADS)
     yield sweeps.task(SMALL, here, edit="mean", **few, rounds=3, goals=HEADS)
     yield sweeps.task(SMALL, here, kind="tokens", edit="patch", cells=grid(SMALL, 4, 8), some=" (4 x 8)", **few)
     yield sweeps.task(SMALL, here, kind="neurons", cells=layers(SMALL, "neurons", 2), some=" of layer 2", **few)
-    yield sweeps.task(BASE, here, peers_run=4, rounds=1, warm_up=False, screened=16, goals=SCREENED)
+    yield sweeps.task(BASE, here, peers_run=4, rounds=1, warm_up=False, screened=9, goals=SCREENED)
 
 
 def gpu(device: str) -> Iterator[Job]:
@@ -117,7 +117,7 @@ def gpu(device: str) -> Iterator[Job]:
                 # At small batches a launch costs more than its arithmetic, and peers make many more of them.
                 asked = (Goal(limit=0.46 if images == 64 else 0.25), Goal(of="bound", limit=0.5))
                 # Screening lowers float32 to bfloat16: it has no place in the other rows.
-                again = (4 if name == SMALL else 16) if here.precision == "fp32" else None
+                again = {SMALL: 4, BASE: 9, LARGE: 24}[name] if here.precision == "fp32" else None
                 yield sweeps.task(name, here, images=images, peers_run=16, rounds=5, screened=again, goals=asked,
                                   memory=name == BASE and here.precision == "fp32")  # fmt: skip
         for here in (precisions[0], precisions[2]):

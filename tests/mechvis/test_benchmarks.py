@@ -389,7 +389,7 @@ def test_every_kind_of_row_at_toy_size(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     rows = _rows(tmp_path / "results.json")
-    assert len(rows) == 17
+    assert len(rows) == 19
     assert not [row["key"] for row in rows.values() if row["failed"] or row["status"] == "failed"]
     assert set(rows["sweeps/toy/heads-zero-6x2"]["peak"]) == {"mechvis.sweep", "loop of bare forwards with a hook"}
 
