@@ -14,6 +14,7 @@ PAGES += (
     "docs/interop.md",
     "docs/formats.md",
     "docs/scale.md",
+    "docs/sweeps.md",
     "docs/certified.md",
     "docs/kernels.md",
     "benchmarks/loading.md",
