@@ -93,7 +93,7 @@ def rank_top(work: Work, asked: Certified) -> Ranked:
     """
     images, units = work.select.images, units_of(work.model, "heads")
     n_images, n_units = len(images), len(units)
-    order = draw(n_images, _strata(images), work.seed)
+    order = draw(n_images, strata_of(images), work.seed)
     plan = {"certified": {**asdict(asked), "rank_by": work.rank_by}, "seed": work.seed}
 
     def compute(which: np.ndarray, where: np.ndarray, number: int) -> dict[str, np.ndarray]:
@@ -142,7 +142,7 @@ def rank_top(work: Work, asked: Certified) -> Ranked:
     )
 
 
-def _strata(images: ImageSet) -> np.ndarray | None:
+def strata_of(images: ImageSet) -> np.ndarray | None:
     """Class and group of each image."""
     known = [np.asarray(part).astype(str) for part in (images.labels, images.groups) if part is not None]
     if len(known) == 2:
