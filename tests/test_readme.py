@@ -17,6 +17,7 @@ PAGES += (
     "docs/sweeps.md",
     "docs/certified.md",
     "docs/kernels.md",
+    "docs/store.md",
     "benchmarks/loading.md",
     "benchmarks/results.md",
 )

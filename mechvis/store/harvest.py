@@ -21,6 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -141,7 +142,10 @@ def harvest(
         prefix=tuple(towers.prefix),
         grid=towers.grid,
         sha256={name: [receipts[p.name][i].tobytes().hex() for p in pieces] for i, name in enumerate(rows)},
-        provenance=provenance(model, images, seed=seed, timings=timings),
+        # By its fingerprint: hashing the weights once more would cost as much as some forward passes.
+        provenance=provenance(
+            SimpleNamespace(name=model.name, fingerprint=plan["model"]), images, seed=seed, timings=timings
+        ),
     )
     _publish(folder, manifest, images)
     store = Store(folder, load(folder))
