@@ -15,7 +15,17 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("mechvis", "circuits", "probes", "sae")
 HEAVY = ("transformers", "transformer_lens", "nnsight", "matplotlib", "sklearn", "scipy", "datasets", "wandb", "pandas")
-PUBLIC = ("mechvis", "mechvis.data", "mechvis.plots", "mechvis.report", "mechvis.store", "mechvis.testing", "circuits", "probes", "sae")
+PUBLIC = (
+    "mechvis",
+    "mechvis.data",
+    "mechvis.plots",
+    "mechvis.report",
+    "mechvis.store",
+    "mechvis.testing",
+    "circuits",
+    "probes",
+    "sae",
+)
 
 _IMPORT = """
 import json, sys, time
