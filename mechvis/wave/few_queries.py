@@ -21,9 +21,7 @@ from torch import Tensor
 from mechvis import block as plain
 from mechvis.axes import Residual
 from mechvis.models.parts import AttentionParts, Layout
-
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
-"""Largest deviation from a product, as a share of the largest value, that rounding explains."""
+from mechvis.wave.same import same
 
 
 @dataclass(frozen=True)
@@ -90,5 +88,4 @@ def _product(x: Residual, weight: Tensor, bias: Tensor | None, expected: plain.K
         return False
     own = einsum(x, weight, "r t d, h d e -> r t h e")
     own = own if bias is None else own + bias
-    tolerance = TOLERANCE[expected.dtype] * float(expected.abs().max())
-    return bool((own - expected).abs().max() <= tolerance)
+    return same(own, expected)

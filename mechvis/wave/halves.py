@@ -19,7 +19,7 @@ from mechvis.axes import PerHead, Residual
 from mechvis.errors import FailedCheck, UnsupportedModel
 from mechvis.models.parts import BlockParts, Layout
 from mechvis.wave import lowered
-from mechvis.wave.few_queries import TOLERANCE
+from mechvis.wave.same import deviation, same
 
 
 def attention(block: BlockParts, stream: Residual, layout: Layout) -> tuple[PerHead, Residual]:
@@ -73,11 +73,11 @@ class CompiledHalves(Halves):
                 "engine='wave' computes the same and needs no compiler."
             ) from error
         for own, expected in zip(found, half(block, x, layout), strict=True):
-            far = float((own - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
-            if not far <= TOLERANCE[expected.dtype]:
+            if not same(own, expected):
+                far = f"{deviation(own, expected):.1e} of the largest value"
                 raise FailedCheck(
-                    f"engine='compiled': the compiled {half.__name__} half of a block deviates by {far:.1e} of the "
-                    "largest value from the same half not compiled. Use engine='wave'."
+                    f"engine='compiled': the compiled {half.__name__} half of a block deviates by {far} from the same "
+                    "half not compiled. Use engine='wave'."
                 )
         self._made[key] = compiled
         return found

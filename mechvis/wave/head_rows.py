@@ -28,7 +28,7 @@ from mechvis.kernels.dispatch import choose
 from mechvis.kernels.expand_norm import expand_norm
 from mechvis.models.parts import BlockParts
 from mechvis.norms import gain, gain_and_bias, is_rms, statistics
-from mechvis.wave.few_queries import TOLERANCE
+from mechvis.wave.same import same
 
 NARROW = 256
 """The short way is taken if d_model is larger than d_head by so much."""
@@ -100,17 +100,13 @@ def head_rows(block: BlockParts, clean: Residual, rows: Rows, change: Changes, o
     found = HeadRows(block, change, statistics(norm, clean)[1].reciprocal(), halves, gain(norm, write))
     one = slice(0, 1)
     expected = _halves(block, norm(rows[0, one]))
-    same = all(_near(own[0], their) for own, their in zip(found.pre(rows[one, one], one, one), expected, strict=True))
-    return found if same else None
+    tried = zip(found.pre(rows[one, one], one, one), expected, strict=True)
+    return found if all(same(own[0], their) for own, their in tried) else None
 
 
 def _halves(block: BlockParts, normalised: Residual) -> tuple[Tensor, ...]:
     pre = block.mlp_in(normalised)
     return tuple(pre) if block.gated else (pre,)
-
-
-def _near(own: Tensor, expected: Tensor) -> bool:
-    return bool((own - expected).abs().max() <= TOLERANCE[expected.dtype] * expected.abs().max())
 
 
 @dataclass(frozen=True)
