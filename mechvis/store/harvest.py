@@ -48,6 +48,9 @@ logger = logging.getLogger(__name__)
 
 SHARD = 256 * 10**6
 """Largest file, unless `shard=` says otherwise."""
+MOST_IMAGES = 8192
+"""Images of a piece at most, unless `shard=` says otherwise: where rows are few (class tokens) a file of the largest size
+would hold so many that a death costs hours."""
 PIECES = 32
 """Pieces at least, if there are images enough: so many processes can share them, and so little is lost with one."""
 
@@ -204,7 +207,7 @@ def _cut(sites: Sequence[SiteRows], n_images: int, shard: str | int | None, batc
     step = max(batch, block)  # both are powers of two
     each = max(1, (SHARD if shard is None else size_bytes("shard", shard)) // widest.bytes_per_image)
     if shard is None:
-        each = min(each, max(step, -(-n_images // PIECES)))
+        each = min(each, MOST_IMAGES, max(step, -(-n_images // PIECES)))
     whole = step if each >= step else block if each >= block else 1
     each -= each % whole
     return each, min(batch, each)

@@ -16,6 +16,7 @@ from mechvis.errors import BadData, BadImages, NotFinite, OutOfMemory, OutputNot
 from mechvis.store import rows as rows_module
 from mechvis.store.forward import Forward
 from mechvis.store.shard import Writer
+from mechvis.store.tokens import Tokens
 from mechvis.testing import assert_untouched, tiny, tiny_input, tiny_preprocess
 
 module = importlib.import_module("mechvis.store.harvest")  # the package's name is the function's
@@ -135,6 +136,28 @@ def test_no_more_than_two_batches_are_in_memory(model, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "images_at_once", lambda *_: 2)
     store = harvest(model, images, tmp_path / "acts", shard="1GB")
     assert len(store.paths()) == 1 and len(alive) == 32 and most <= 3
+
+
+@pytest.mark.parametrize(
+    ("n", "tokens", "batch", "each"),
+    [
+        (90, 197, 4, 4),  # small: batches are not cut
+        (1_000, 197, 4, 32),  # at least 32 pieces
+        (1_000, 197, 256, 256),  # but whole batches
+        (1_000_000, 197, 256, 768),  # 256 MB
+        (1_000_000, 1, 256, 8192),  # not for hours
+        (1_000, 1, 4, 32),
+    ],
+)
+def test_how_large_a_piece_is(n, tokens, batch, each):
+    """A site of width 768 in bfloat16."""
+    block = 1 << ((max(1, min(2**20 // (tokens * 1536), n // 64))).bit_length() - 1)
+    site = rows_module.SiteRows(
+        name="x", axes=("token", "d_model"), sizes=(197, 768), dtype="bfloat16", available=tuple(range(197)),
+        tokens=Tokens(((tuple(range(tokens)), tokens),)), images_per_block=block,
+    )  # fmt: skip
+    assert module._cut([site], n, None, batch) == (each, min(batch, each))
+    assert each % block == 0
 
 
 # what is refused
