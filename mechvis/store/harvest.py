@@ -49,8 +49,8 @@ logger = logging.getLogger(__name__)
 SHARD = 256 * 10**6
 """Largest file, unless `shard=` says otherwise."""
 MOST_IMAGES = 8192
-"""Images of a piece at most, unless `shard=` says otherwise: where rows are few (class tokens) a file of the largest size
-would hold so many that a death costs hours."""
+"""Images of a piece at most, unless `shard=` says otherwise: where rows are few (class tokens) a file of the largest
+size would hold so many that a death costs hours."""
 PIECES = 32
 """Pieces at least, if there are images enough: so many processes can share them, and so little is lost with one."""
 
