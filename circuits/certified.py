@@ -160,6 +160,6 @@ def statement(scores: Result) -> str | None:
         f"{certificate(scores)}\n"
         "It covers which heads have the largest mean score on these selection images, and nothing else: not other "
         "images, and not how many heads to remove or what that does, for which the validation and evaluation images "
-        f"are. The other {others} heads were scored on fewer images (column n) and are neither recommended nor ruled "
-        "out."
+        f"are. The other {others} heads were scored on as few images as it took (column n) and are neither recommended "
+        "nor ruled out."
     )
