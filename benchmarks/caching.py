@@ -117,7 +117,7 @@ def task(name: str, place: Place, what: str, batch: int, rounds: int, *, memory:
 
 
 def _no_scores(site: str) -> bool:
-    return not site.endswith("hook_attn_scores")
+    return not site.endswith(("hook_attn_scores", "hook_result"))
 
 
 def held(answer: Any, one: bool) -> tuple[int, float, Tensor | None]:
