@@ -306,7 +306,7 @@ def test_caches_keep_the_same_sites(run, race):
 def test_peak_memory_is_seen_and_what_was_freed_is_not_held(race):
     from benchmarks import memory
 
-    size = 32 * 2**18  # 32 MiB of float32
+    size = 96 * 2**18  # 96 MiB of float32: the C library keeps freed pieces of up to 32 MiB for itself
 
     def builder(keep):
         def work():
@@ -321,9 +321,9 @@ def test_peak_memory_is_seen_and_what_was_freed_is_not_held(race):
             memory.of(builder(True), "cpu")
         return
     held, freed = memory.of(builder(True), "cpu"), memory.of(builder(False), "cpu")
-    assert 60 < held["peak"] < 80
-    assert 30 < held["held"] < 40
-    assert 60 < freed["peak"] < 80
+    assert 188 < held["peak"] < 208
+    assert 94 < held["held"] < 104
+    assert 188 < freed["peak"] < 208
     assert freed["held"] < 4
 
 

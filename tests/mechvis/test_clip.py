@@ -114,7 +114,9 @@ def test_a_sweep_of_a_classifier(family, edit):
             for engine in ("wave", "plain")
         )
     size = np.abs(slow.values["logit_diff"]).max()
-    assert size > 0 and np.abs(fast.values["logit_diff"] - slow.values["logit_diff"]).max() < 1e-5 * size
+    # Rounding is relative to the logits: those of a SigLIP lie near their bias, far from zero beside the effects.
+    scale = max(size, float(model.run(pixels).logits.abs().max()))
+    assert size > 1e-2 and np.abs(fast.values["logit_diff"] - slow.values["logit_diff"]).max() < 1e-5 * scale
 
 
 @pytest.mark.parametrize("family", ["clip", "siglip"])
