@@ -63,6 +63,8 @@ class Elimination:
     """Images drawn when the unit was decided, int64."""
     round: np.ndarray = field()
     """Round of the decision, from 1, int64."""
+    acting: np.ndarray = field()
+    """On how many of these images the effect was other than zero, int64."""
     audited: np.ndarray = field()
     """Rejected units that were measured to the end, bool."""
     contradicted: tuple[int, ...] = ()
@@ -172,6 +174,7 @@ def eliminate(
     mean, low, high = np.zeros(n_units), np.full(n_units, -np.inf), np.full(n_units, np.inf)
     n, decided = np.zeros(n_units, dtype=np.int64), np.zeros(n_units, dtype=np.int64)
     accepted, rejected = np.zeros(n_units, dtype=bool), np.zeros(n_units, dtype=bool)
+    acting = np.zeros(n_units, dtype=np.int64)
     final = np.full((3, n_units), np.nan)  # mean, low and high of audited units where the others stopped
     active = np.arange(n_units)
     values = np.empty((n_units, 0))
@@ -194,6 +197,7 @@ def eliminate(
             raise NotFinite(f"unit {unit} has no defined effect on any of the {len(order)} images.")
         mean[ids], low[ids], high[ids] = centre[here], (centre - half)[here], (centre + half)[here]
         n[ids], decided[ids] = drawn, number
+        acting[ids] = (np.nan_to_num(values[here]) != 0).sum(1)
         final[:, active] = centre, centre - half, centre + half
         lower, upper = _sided(low, high, by)
         tolerance = eps * _floor(lower, upper, top)
@@ -217,9 +221,9 @@ def eliminate(
         keep = np.ones(len(active), dtype=bool) if uniform else ~(accepted | (rejected & ~flagged))[active]
         active, values = active[keep], values[keep]
     return _summary(
-        top=top, by=by, mean=mean, low=low, high=high, n=n, decided=decided, accepted=accepted, rejected=rejected,
-        audited=flagged & rejected & (decided < len(rounds)) & (not uniform), final=final, tolerance=float(tolerance),
-        exhausted=rounds[-1]["images"] == len(order), rounds=rounds,
+        top=top, by=by, mean=mean, low=low, high=high, n=n, decided=decided, acting=acting, accepted=accepted,
+        rejected=rejected, audited=flagged & rejected & (decided < len(rounds)) & (not uniform), final=final,
+        tolerance=float(tolerance), exhausted=rounds[-1]["images"] == len(order), rounds=rounds,
     )  # fmt: skip
 
 
@@ -291,8 +295,8 @@ def _measured(evaluate: Evaluate, units: np.ndarray, images: np.ndarray) -> np.n
 
 def _summary(
     *, top: int, by: str, mean: np.ndarray, low: np.ndarray, high: np.ndarray, n: np.ndarray, decided: np.ndarray,
-    accepted: np.ndarray, rejected: np.ndarray, audited: np.ndarray, final: np.ndarray, tolerance: float,
-    exhausted: bool, rounds: list[dict[str, int]],
+    acting: np.ndarray, accepted: np.ndarray, rejected: np.ndarray, audited: np.ndarray, final: np.ndarray,
+    tolerance: float, exhausted: bool, rounds: list[dict[str, int]],
 ) -> Elimination:  # fmt: skip
     score = np.abs(mean) if by == "size" else mean
     lower, upper = _sided(low, high, by)
@@ -317,6 +321,7 @@ def _summary(
         high=high,
         n=n,
         round=decided,
+        acting=acting,
         audited=audited,
         contradicted=tuple(above),
         tolerance=tolerance,

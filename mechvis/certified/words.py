@@ -12,6 +12,9 @@ from mechvis.certified.elimination import Elimination
 from mechvis.errors import ResultMismatch
 from mechvis.results import Result
 
+FEW = 10
+"""A unit whose effect was other than zero on fewer images than this has shown too little for Student's t."""
+
 
 def certificate(result: Result) -> str:
     """What a certified result guarantees, on what assumption, and what it cost, in words.
@@ -30,6 +33,11 @@ def certificate(result: Result) -> str:
     facts = result.provenance["certificate"]
     cost = facts["evaluations"]
     lines = [facts["statement"], f"Assumes: {facts['assumption']}."]
+    if facts.get("seldom"):
+        lines.append(
+            f"Caution: {facts['seldom']} units had an effect other than zero on fewer than {FEW} of the images that "
+            "decided about them. One that acts seldom looks like one that never does: tails='guarded' allows for that."
+        )
     if facts["calibration"]:
         simulated = facts["calibration"]
         lines.append(
@@ -78,6 +86,8 @@ def facts_of(
         what: what is ranked, in words.
         kind: which images these are, in words.
     """
+    # The guard and a known range allow for what was not seen yet; where all images were drawn nothing is left unseen.
+    trusting = chosen is not None or asked["tails"] == "student"
     facts = {
         **asked,
         "metric": metric,
@@ -89,6 +99,7 @@ def facts_of(
         "selected": [names[i] for i in found.selected],
         "tolerance": found.tolerance,
         "shortfall": found.shortfall if np.isfinite(found.shortfall) else None,
+        "seldom": int(((found.acting < FEW) & (found.n < n_images)).sum()) if trusting else 0,
         "audited": int(found.audited.sum()),
         "contradicted": [names[i] for i in found.contradicted],
         "assumption": TAILS[asked["tails"]] if chosen is None else "the first images look like all images",

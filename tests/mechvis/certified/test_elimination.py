@@ -9,6 +9,7 @@ from mechvis.certified.bounds import FIRST, TAILS, bounds
 from mechvis.certified.calibration import calibrate
 from mechvis.certified.elimination import fresh
 from mechvis.certified.order import schedule
+from mechvis.certified.words import FEW
 from mechvis.errors import BadData, FailedCheck, NotFinite, OutOfRange, ShapeMismatch, UnknownName
 from mechvis.sweep import sweep
 
@@ -115,6 +116,17 @@ def test_units_that_rarely_matter_are_missed_without_the_guard_only():
             missed[tails] += 34 not in found.selected
     assert missed["guarded"] == 0
     assert missed["student"] > 5
+
+
+def test_units_that_acted_seldom_are_counted():
+    values = 1.0 + np.random.default_rng(0).normal(size=(6, 4000))
+    values[0] = 0
+    values[1, 9:] = 0
+    values[2, ::2] = 0
+    values[3] += 5
+    found = eliminate(table(values), np.arange(4000), 6, 1, tails="student")
+    assert found.acting[0] == 0 and found.acting[1] == 9 and found.acting[2] == found.n[2] // 2
+    assert found.acting[3] == found.n[3]
 
 
 def test_exact_when_the_images_run_out():
@@ -330,3 +342,19 @@ def test_success_in_200_seeds_on_the_bundled_models(bundled, tails):
         found = [eliminate(table(values), draw(2000, labels, seed), 16, top, tails=tails) for seed in range(200)]
         assert np.mean([good(means, one, 0.1) for one in found]) >= 0.95
         assert np.mean([one.evaluations for one in found]) < values.size
+
+
+@pytest.mark.slow
+def test_where_student_fails_on_rare_effects_it_has_seen_too_little():
+    """Accuracy of the zero-shot model: most heads change one answer in a hundred. Every wrong run shows in `acting`."""
+    images = mechvis.data.scenes(2000, seed=500, correlation=0.5)
+    model = mechvis.load("scenes-clip").classifier(images.class_names)
+    values = sweep(model, images, metric="accuracy", progress=False).values["accuracy"].astype(float)
+    wrong = {"student": 0, "guarded": 0}
+    for seed in range(100):
+        for tails in wrong:
+            found = eliminate(table(values), draw(2000, images.labels, seed), 16, 8, tails=tails)
+            if not good(values.mean(1), found, 0.1):
+                wrong[tails] += 1
+                assert ((found.acting < FEW) & (found.n < 2000)).any()
+    assert wrong["guarded"] == 0 and wrong["student"] > 10

@@ -11,6 +11,7 @@ import torch
 import mechvis
 from mechvis import testing
 from mechvis.certified import certificate, certified_top
+from mechvis.certified.bounds import TAILS
 from mechvis.cli import main
 from mechvis.errors import OutOfRange, ResultMismatch
 from mechvis.patches import patch_maps
@@ -148,6 +149,17 @@ def test_words_saving_figure_and_report(model, pixels, tmp_path):
     short = quiet(model, pixels, eps=0.01, max_images=64)
     assert certificate(short).startswith("No certificate: 64 images did not suffice")
     assert "not certified" in short.title
+
+
+def test_a_bound_that_the_effects_do_not_fit_says_so(model, pixels):
+    """Accuracy changes on few images: Student's t has little to go by, and the certificate does not hide it."""
+    found = {bound: quiet(model, pixels, tails=bound, metric="accuracy", max_images=100) for bound in TAILS}
+    seldom = found["student"].provenance["certificate"]["seldom"]
+    assert seldom > 0
+    assert f"Caution: {seldom} units had an effect other than zero on fewer than 10" in certificate(found["student"])
+    assert all("Caution" not in certificate(found[bound]) for bound in ("guarded", "bernstein"))
+    assert "Caution" not in certificate(quiet(model, pixels, tails="student", eps=0.2)), "logits always move"
+    assert "Caution" not in certificate(quiet(model, pixels[:60], tails="student", metric="accuracy")), "all were seen"
 
 
 def test_calibrated_is_not_called_certified(model, pixels):
