@@ -22,9 +22,7 @@ def test_groups(tmp_path):
 
 @pytest.mark.parametrize("word", ["4", "4x", "x4", "4x4x4", "-1x2", "objects", "labels.png", ""])
 def test_what_is_no_group_names_what_is(word):
-    with pytest.raises(
-        BadData, match=r"expected a grid of cells .* such as 4x4; object, .*\.npy.*\.json"
-    ):
+    with pytest.raises(BadData, match=r"expected a grid of cells .* such as 4x4; object, .*\.npy.*\.json"):
         read_groups(word)
 
 
