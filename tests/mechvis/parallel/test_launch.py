@@ -302,10 +302,15 @@ def test_stopping_stops_all(tmp_path, which, monkeypatch):
         time.sleep(0.1)
         os.kill(os.getpid(), which)
 
+    # Where the tests run in the background of a shell, it has them ignore Ctrl-C.
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.getsignal(signal.SIGTERM)
     threading.Thread(target=stop).start()
-    with pytest.raises(KeyboardInterrupt):
-        start(python(code), launch="local:2")
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            start(python(code), launch="local:2")
+    finally:
+        signal.signal(signal.SIGINT, ignored)
     assert signal.getsignal(signal.SIGTERM) is before
     for rank in range(2):
         with pytest.raises(ProcessLookupError):
