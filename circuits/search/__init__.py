@@ -1,0 +1,1 @@
+"""From scores, or from the model itself, to a circuit."""
