@@ -183,23 +183,28 @@ class Task:
         if not torch.isfinite(gates.to(torch.float64)).all():
             raise NotFinite("the gates hold NaN or Inf.")
         own = self if metric is None else replace(self, metric=metric)
+        # The whole model and the empty one run alone, as `full` and `empty` do: rows beside others are rounded
+        # otherwise, and the faithfulness of all edges is 1 exactly, that of none 0.
+        kept = (gates != 0)[:, torch.from_numpy(self.graph.allowed)]
+        alone = kept.all(1) & (gates == 1)[:, torch.from_numpy(self.graph.allowed)].all(1) | ~kept.any(1)
+        groups = [[int(i)] for i in alone.nonzero()[:, 0]]
         at_once = self.rows_at_once()
-        found = np.empty((len(gates), len(self)))
         n_images = min(len(self), at_once)
         n_circuits = max(1, at_once // n_images)
+        groups += [list(some) for some in (~alone).nonzero()[:, 0].split(n_circuits) if len(some)]
+        found = np.empty((len(gates), len(self)))
         with track(len(gates) * len(self), what, " rows", show=progress) as bar:
             for batch in self.batches(n_images):
                 at = slice(batch.rows.start, batch.rows.stop)
-                for start in range(0, len(gates), n_circuits):
-                    some = gates[start : start + n_circuits]
-                    output = gated(self.model, batch.clean, batch.base, some, wires=self.wires)
+                for some in groups:
+                    output = gated(self.model, batch.clean, batch.base, gates[some], wires=self.wires)
                     values = own.score(output, batch)
                     if not torch.isfinite(values).all():
                         circuit, image = (int(i) for i in (~torch.isfinite(values)).nonzero()[0])
                         raise NotFinite(
-                            f"circuit {start + circuit} gives NaN or Inf on image {self.ids[batch.rows[image]]!r}."
+                            f"circuit {some[circuit]} gives NaN or Inf on image {self.ids[batch.rows[image]]!r}."
                         )
-                    found[start : start + len(some), at] = values.double().cpu().numpy()
+                    found[some, at] = values.double().cpu().numpy()
                     bar.update(len(some) * len(batch.rows))
         return found
 

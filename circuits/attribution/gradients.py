@@ -91,7 +91,8 @@ def tap(
             rotated = plain.place(block.attn, q, k, layout)
             z = plain.finish(block.attn, plain.mix(block.attn, *rotated, v, layout))
             mid = x + plain.scaled(block.scale1, block.attn.out(plain.merge(z)))
-            normalised = block.ln2(mid)
+            # A view: without a norm the MLP reads the stream itself, whose gradient is that of all later readers too.
+            normalised = block.ln2(mid.view_as(mid))
             write = plain.scaled(block.scale2, block.mlp_out(plain.neurons(block, normalised)))
             x = mid + write
             places.append((pre.detach(), mid.detach()))

@@ -26,7 +26,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from circuits.edges.base import Outputs, Recorded
+from circuits.edges.base import Outputs, Recorded, check_base
 from circuits.edges.inputs import KINDS, project
 from circuits.edges.wiring import Wiring, wiring
 from mechvis import block as plain
@@ -70,6 +70,7 @@ def gated(
         raise ShapeMismatch(
             f"gates are [circuit writer reader] = [n, {graph.shape[0]}, {graph.shape[1]}], got {list(gates.shape)}."
         )
+    check_base(clean, base)
     allowed = torch.from_numpy(graph.allowed).to(model.device)
     cut = (1 - gates.to(model.device, model.dtype)) * allowed
     with torch.set_grad_enabled(gates.requires_grad):
