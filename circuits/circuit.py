@@ -263,7 +263,8 @@ class Circuit:
         import polars as pl
 
         listed = self.kept if self.scores is None else self.kept | ~np.isnan(self.scores)
-        places = np.array([place for place in self.graph.places if listed[tuple(place)]]).reshape(-1, 2)
+        places = self.graph.places
+        places = places[listed[places[:, 0], places[:, 1]]]
         writers, readers = places[:, 0], places[:, 1]
         names = [[known[i] for i in at] for known, at in ((self.graph.writers, writers), (self.graph.readers, readers))]
         scores = np.full(len(places), np.nan) if self.scores is None else self.scores[writers, readers]

@@ -191,7 +191,7 @@ class Task:
         at_once = self.rows_at_once()
         n_images = min(len(self), at_once)
         n_circuits = max(1, at_once // n_images)
-        groups += [list(some) for some in (~alone).nonzero()[:, 0].split(n_circuits) if len(some)]
+        groups += [some.tolist() for some in (~alone).nonzero()[:, 0].split(n_circuits) if len(some)]
         found = np.empty((len(gates), len(self)))
         with track(len(gates) * len(self), what, " rows", show=progress) as bar:
             for batch in self.batches(n_images):
@@ -379,9 +379,11 @@ def task(
                 "is no behaviour to explain. Choose pairs that it tells apart (circuits.pairs.check_pairs lists them), "
                 f"or raise max_undistinguished (now {max_undistinguished:g})."
             )
-        against = images.corrupt_labels if labels != "predicted" and images.corrupt_labels is not None else other
-        against = against.to(model.device)
-        contrast = torch.where(against != target, against, contrast)
+        # The class that the corrupt half is of; where that is the same (another background), what the model takes it for.
+        for against in (other, images.corrupt_labels if labels != "predicted" else None):
+            if against is not None:
+                against = against.to(model.device)
+                contrast = torch.where(against != target, against, contrast)
         corrupt = images.corrupt if ablation == "patch" else None
     if ablation == "resample":
         corrupt = clean[_others(len(clean), seed)]

@@ -1,0 +1,1 @@
+"""A circuit as a picture, and as JSON for other viewers."""
