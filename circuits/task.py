@@ -177,7 +177,7 @@ class Task:
             ShapeMismatch: gates that do not fit the model's graph.
             NotFinite: a circuit gives NaN or Inf.
         """
-        gates = torch.as_tensor(np.asarray(gates) if not isinstance(gates, Tensor) else gates)
+        gates = gates if isinstance(gates, Tensor) else torch.from_numpy(np.array(gates))
         if gates.ndim != 3:
             raise ShapeMismatch(f"gates are [circuit writer reader], got {list(gates.shape)}.")
         if not torch.isfinite(gates.to(torch.float64)).all():
