@@ -1,9 +1,10 @@
-"""Edge attribution without forked streams beside the usual form: time and memory per image: `python -m benchmarks.edges`.
+"""Edge attribution without forked streams beside the usual form: time and memory per image: `python -m
+benchmarks.edges`.
 
-All 32,491 edges of a ViT-B/16 (random weights, one image), EAP and EAP-IG with 10 steps. The usual form keeps what every
-writer writes in `d_model` and one stream per reader, with their graph (`circuits/attribution/split.py`, our plain twin);
-ours keeps heads `d_head` wide and takes gradients at q, k and v (hooks_circuits.md 4.7). Both give the same numbers, which
-is checked. Every measurement is a process of its own. Writes `edges.md` beside this file.
+All 32,491 edges of a ViT-B/16 (random weights, one image), EAP and EAP-IG with 10 steps. The usual form keeps what
+every writer writes in `d_model` and one stream per reader, with their graph (`circuits/attribution/split.py`, our plain
+twin); ours keeps heads `d_head` wide and takes gradients at q, k and v (hooks_circuits.md 4.7). Both give the same
+numbers, which is checked. Every measurement is a process of its own. Writes `edges.md` beside this file.
 """
 
 import gc
@@ -74,10 +75,11 @@ def one(way: str, size: str) -> dict[str, Any]:
     def one_point(made: Any, batch: Any, point: float) -> torch.Tensor:
         scores = batch.clean.embed.new_zeros(1, *made.graph.shape)
         stream = eap.interpolated(batch.clean.embed, batch.base.embed, [point])
+        differences = eap.Differences.of(batch.clean, batch.base)
         taps = eap.tap(made.model, stream, eap._metric(made, batch, 1), batch.clean.layout)
         with torch.no_grad():
             for readers, gradient in eap.reader_gradients(taps, made.wires):
-                eap.contract(scores, batch.clean, batch.base, readers, gradient, made.wires)
+                eap.contract(scores, differences, readers, gradient, made.wires)
         return scores
 
     work("toy")
@@ -128,16 +130,16 @@ def page(found: dict[str, Any], size: str) -> str:
         }.items()
     }
     lines = [
-        f"* {name}: {time_ratio:.2f} of the time of the forked form, which peaks at {memory_ratio:.1f} times the memory."
+        f"* {name}: {time_ratio:.2f} of the forked form's time; that form peaks at {memory_ratio:.1f} times the memory."
         for name, (time_ratio, memory_ratio) in ratio.items()
     ]
     return "\n".join(
         [
             "# Edge attribution: time and memory per image",
             "",
-            f"`python -m benchmarks.edges`: {size}, random weights, one image, all edges, float32, one CPU thread. Time is",
-            "the process's time on the processor (median of three); the peak is resident memory beyond model, libraries",
-            "and the recorded runs. *x backward*: of one forward and backward pass.",
+            f"`python -m benchmarks.edges`: {size}, random weights, one image, all edges, float32, one CPU thread.",
+            "Time is the process's time on the processor (median of three); the peak is resident memory beyond model,",
+            "libraries and the recorded runs. *x backward*: of one forward and backward pass.",
             "",
             "| way | s | x backward | peak MiB |",
             "|---|---:|---:|---:|",
@@ -145,9 +147,9 @@ def page(found: dict[str, Any], size: str) -> str:
             "",
             *lines,
             "",
-            "What is stored by arithmetic on shapes (hooks_circuits.md 4.7), per image of a ViT-B/16: forked form 95 MB",
-            "(differences) + 87 (head results) + 261 (forks, and as much again after the norm); here 15 MB (differences, heads",
-            "`d_head` wide) + 22 (gradients at q, k, v). The peaks above also hold the graph of the pass itself.",
+            "What is stored by arithmetic on shapes, per image of a ViT-B/16: forked form 95 MB (differences) + 87 (head",
+            "results) + 261 (forks, and as much again after the norm); here 15 MB (differences, heads `d_head` wide)",
+            "+ 22 (gradients at q, k, v) + 22 (one layer of readers). The peaks also hold the graph of the pass itself.",
             "",
         ]
     )

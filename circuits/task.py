@@ -24,6 +24,7 @@ from circuits.edges.base import ABLATIONS, Outputs, Recorded, mean_outputs, reco
 from circuits.edges.gated import Gates, gated
 from circuits.edges.graph import EdgeGraph
 from circuits.edges.wiring import Wiring, wiring
+from circuits.evaluation.image_hashes import image_hashes
 from circuits.pairs.pairs import Pairs
 from mechvis import metrics
 from mechvis.data.images import ImageSet, refuse_overlap
@@ -301,6 +302,7 @@ class Task:
             "undistinguished_pairs": self.undistinguished,
             "n_heads": list(self.graph.n_heads),
             "fingerprint": self.fingerprint,
+            "image_hashes": list(image_hashes(self.clean)),
         }
         return provenance(model=self.model, seed=self.seed, task=facts, **more)
 
@@ -379,7 +381,7 @@ def task(
                 "is no behaviour to explain. Choose pairs that it tells apart (circuits.pairs.check_pairs lists them), "
                 f"or raise max_undistinguished (now {max_undistinguished:g})."
             )
-        # The class that the corrupt half is of; where that is the same (another background), what the model takes it for.
+        # The class of the corrupt half; where that is the same (another background), what the model takes it for.
         for against in (other, images.corrupt_labels if labels != "predicted" else None):
             if against is not None:
                 against = against.to(model.device)

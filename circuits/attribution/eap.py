@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuits.attribution.contraction import contract, to_edges
+from circuits.attribution.contraction import Differences, contract, to_edges
 from circuits.attribution.gradients import reader_gradients, tap
 from circuits.edges.graph import EdgeGraph
 from circuits.task import Batch, Task
@@ -128,8 +128,9 @@ def batch_scores(
     stream = interpolated(clean.embed, base.embed, points)
     taps = tap(task.model, stream, _metric(task, batch, len(points)), clean.layout)
     with torch.no_grad():
+        differences = Differences.of(clean, base)
         for readers, gradient in reader_gradients(taps, task.wires, len(points)):
-            contract(scores, clean, base, readers, gradient, task.wires)
+            contract(scores, differences, readers, gradient, task.wires)
     return scores
 
 
@@ -162,13 +163,14 @@ def _along_activations(task: Task, batch: Batch, scores: Tensor, points: list[fl
     """EAP-IG over activations: one path per group of writers that write at one place (**C**)."""
     graph, clean, base = task.graph, batch.clean, batch.base
     metric, repeats = _metric(task, batch, len(points)), len(points)
+    differences = Differences.of(clean, base)
 
     def score(stream: Tensor, start: int, writers: slice) -> Tensor:
         """Fill in the scores with all readers from a layer on; gradient at the stream before it."""
         taps = tap(task.model, stream, metric, clean.layout, start)
         with torch.no_grad():
             for readers, gradient in reader_gradients(taps, task.wires, repeats, start):
-                contract(scores, clean, base, readers, gradient, task.wires, writers)
+                contract(scores, differences, readers, gradient, task.wires, writers)
         return taps.stream
 
     score(interpolated(clean.embed, base.embed, points), 0, slice(0, 1))
@@ -186,15 +188,8 @@ def _along_activations(task: Task, batch: Batch, scores: Tensor, points: list[fl
         (gradient,) = torch.autograd.grad(write, read, later)
         with torch.no_grad():
             gradient = gradient.unflatten(0, (repeats, -1)).mean(0)[None]
-            contract(
-                scores,
-                clean,
-                base,
-                slice(place := graph.readers_of(layer).stop, place + 1),
-                gradient,
-                task.wires,
-                heads,
-            )
+            place = graph.readers_of(layer).stop
+            contract(scores, differences, slice(place, place + 1), gradient, task.wires, heads)
             stream = mid.repeat(repeats, 1, 1) + interpolated(clean.mlp[layer], base.mlp[layer], points)
         score(stream, layer + 1, slice(heads.stop, heads.stop + 1))
 

@@ -3,8 +3,7 @@
 No stream is forked for it (hooks_circuits.md 4.7). The gradients at q, k and v, `d_head` wide, and at the MLP's
 normalised input are taken from an ordinary forward with fused attention; then, one layer at a time,
 
-    g[L3H1.q] = J_norm^T ( dM/dq[head 1] W_Q[head 1]^T )      with J_norm the norm's Jacobian at the stream of that
-    layer
+    g[L3H1.q] = J_norm^T ( dM/dq[head 1] W_Q[head 1]^T )      with J_norm the Jacobian of that layer's norm
 
 which is what the gradient at a forked input would be: a fork is read by one head only, so nothing else flows into it.
 Where queries, keys or values are not one product per head (norms on them, adapters), the user's own projection is
@@ -114,18 +113,47 @@ def tap(
     return Taps(layers, found[-2], found[-1], values.detach(), output.detach())
 
 
-def head_gradients(taps: LayerTaps, inputs: LayerInputs, kind: str) -> Readers:
-    """Gradient at what each head reads through one of its inputs, `[head row token d_model]`.
+def head_gradients(taps: LayerTaps, inputs: LayerInputs, kind: str, repeats: int = 1) -> Readers:
+    """Gradient at what each head reads through one of its inputs, `[head image token d_model]`, mean over repeats.
+
+    With weights `W` (gain included, and centred for a LayerNorm), normalised stream `n` of deviation `s`, and `u = dq /
+    s`, the norm's Jacobian comes to
+
+        g = u W^T - n (u . n W) / d_model
+
+    The first term is linear in u, so repeats are averaged before the product; the second has one small product per
+    repeat.
 
     Args:
-        taps: of the layer.
+        taps: of the layer; rows are `(repeat image)`.
         inputs: how the layer projects.
         kind: `q`, `k` or `v`.
+        repeats: how many rows belong to one image.
     """
+    gradient, norm = taps.inputs[KINDS.index(kind)], inputs.block.ln1
+    if kind not in inputs.weights or not (isinstance(norm, nn.Identity) or hasattr(norm, "eps")):
+        return _averaged(_by_calls(taps, inputs, kind), repeats)
+    weight = inputs.weights[kind]
+    if isinstance(norm, nn.Identity):
+        mean = _averaged(gradient[None], repeats)[0]
+        return einsum(mean, weight, "image token head e, head d e -> head image token d")
+    centred, scale = statistics(norm, taps.pre)
+    divided = centred / scale
+    weight = gain(norm, weight.mT).mT
+    scaled = gradient / scale[..., None]
+    back = weight if is_rms(norm) else weight - weight.mean(1, keepdim=True)
+    mean = _averaged(scaled[None], repeats)[0]
+    found = einsum(mean, back, "image token head e, head d e -> head image token d")
+    seen = einsum(divided, weight, "row token d, head d e -> row token head e")
+    along = (scaled * seen).sum(-1) / divided.shape[-1]
+    along, divided = (rearrange(x, "(r i) t x -> i t r x", r=repeats) for x in (along, divided))
+    found -= rearrange(along.mT @ divided / repeats, "image token head d -> head image token d")
+    return found
+
+
+def _by_calls(taps: LayerTaps, inputs: LayerInputs, kind: str) -> Readers:
+    """The same by differentiating the user's own norm and projection, head by head: the plain twin."""
     gradient = taps.inputs[KINDS.index(kind)]
-    if kind in inputs.weights:
-        back = einsum(gradient, inputs.weights[kind], "row token head e, head d e -> head row token d")
-        return through_norm(inputs.block.ln1, taps.pre, back)
     found = []
     for head in range(gradient.shape[2]):
         own = torch.zeros_like(gradient)
@@ -171,32 +199,20 @@ def reader_gradients(taps: Taps, wires: Wiring, repeats: int = 1, start: int = 0
         start: the layer that the taps start at.
     """
     graph = wires.graph
-    share = taps.out.new_full((repeats,), 1 / repeats)
-
-    def averaged(gradient: Readers) -> Readers:
-        split = rearrange(gradient, "reader (repeat image) token d -> reader repeat image token d", repeat=repeats)
-        return split[:, 0] if repeats == 1 else einsum(split, share, "r s i t d, s -> r i t d")
-
-    yield slice(graph.shape[1] - 1, graph.shape[1]), averaged(taps.out[None])
+    yield slice(graph.shape[1] - 1, graph.shape[1]), _averaged(taps.out[None], repeats)
     for layer in reversed(range(start, graph.n_layers)):
         own, inputs, place = taps.layers[layer - start], wires.inputs[layer], graph.readers_of(layer)
-        yield slice(place.stop, place.stop + 1), averaged(mlp_gradients(own, inputs))
-        heads = graph.n_heads[layer]
+        heads, n_images = graph.n_heads[layer], len(own.pre) // repeats
+        found = own.pre.new_empty(3 * heads + 1, n_images, *own.pre.shape[1:])
         for index, kind in enumerate(KINDS):
-            at = place.start + index * heads
-            yield slice(at, at + heads), _by_repeat(own, inputs, kind, repeats, share)
+            found[index * heads : (index + 1) * heads] = head_gradients(own, inputs, kind, repeats)
+        found[-1:] = _averaged(mlp_gradients(own, inputs), repeats)
+        yield slice(place.start, place.stop + 1), found
 
 
-def _by_repeat(taps: LayerTaps, inputs: LayerInputs, kind: str, repeats: int, share: Tensor) -> Readers:
-    """Mean over repeats, one repeat at a time: all at once would need `repeats` times the memory."""
-    n = len(taps.pre) // repeats
-    total: Any = 0
-    for repeat in range(repeats):
-        rows = slice(repeat * n, (repeat + 1) * n)
-        some = LayerTaps(taps.pre[rows], tuple(g[rows] for g in taps.inputs), taps.mid[rows], taps.normalised[rows])
-        found = head_gradients(some, inputs, kind)
-        total = found if repeats == 1 else total + found * share[repeat]
-    return total
+def _averaged(gradient: Float[Tensor, "reader row ..."], repeats: int) -> Float[Tensor, "reader image ..."]:
+    """Mean over repeats of rows `(repeat image)`."""
+    return gradient if repeats == 1 else gradient.unflatten(1, (repeats, -1)).mean(1)
 
 
 def _read(parts: Any, tokens: Residual) -> Residual:

@@ -4,7 +4,8 @@
         (change[image, token, source] @ weight[source]) * gradient[image, token, reader]
 
 The sums of types below float32 are taken in float32, and so is the answer. The first product is the only large
-intermediate, `[image token source d_model]`.
+intermediate, `[source image token d_model]`. Both are plain matrix products over contiguous axes where the gradient is
+a view of `[reader image token d_model]`, as edge attribution makes it.
 """
 
 import torch
@@ -23,8 +24,12 @@ def edge_scores(change: Change, weight: Weight, gradient: Gradient) -> Scores:
     """See `mechvis.kernels.edge_scores.edge_scores`."""
     require_shapes(change, weight, gradient)
     work = torch.promote_types(change.dtype, torch.float32)
-    written = torch.einsum("itse,sed->itsd", change.to(work), weight.to(work))
-    return torch.einsum("itsd,itrd->isr", written, gradient.to(work))
+    n_images, n_tokens = change.shape[:2]
+    by_source = change.to(work).permute(2, 0, 1, 3).flatten(1, 2)
+    written = torch.bmm(by_source, weight.to(work)).unflatten(1, (n_images, n_tokens))
+    readers = gradient.to(work).permute(2, 0, 1, 3)
+    scores = [written[:, image].flatten(1) @ readers[:, image].flatten(1).T for image in range(n_images)]
+    return torch.stack(scores) if scores else written.new_zeros(0, len(weight), gradient.shape[2])
 
 
 def require_shapes(change: Tensor, weight: Tensor, gradient: Tensor) -> None:
