@@ -147,9 +147,9 @@ def page(found: dict[str, Any], size: str) -> str:
             "",
             *lines,
             "",
-            "What is stored by arithmetic on shapes, per image of a ViT-B/16: forked form 95 MB (differences) + 87 (head",
-            "results) + 261 (forks, and as much again after the norm); here 15 MB (differences, heads `d_head` wide)",
-            "+ 22 (gradients at q, k, v) + 22 (one layer of readers). The peaks also hold the graph of the pass itself.",
+            "What is stored by arithmetic on shapes, per image of a ViT-B/16: forked form 95 MB (differences) + 87",
+            "(head results) + 261 (forks, and as much again after the norm); here 15 MB (differences, `d_head` wide)",
+            "+ 22 (gradients at q, k, v) + 22 (one layer of readers). The peaks also hold the graph of the pass.",
             "",
         ]
     )

@@ -18,6 +18,9 @@ PAGES += (
     "docs/certified.md",
     "docs/kernels.md",
     "docs/store.md",
+    "docs/circuits.md",
+    "docs/scenes_circuit.md",
+    "benchmarks/edges.md",
     "benchmarks/loading.md",
     "benchmarks/results.md",
 )
@@ -31,6 +34,17 @@ def test_python_example_runs(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "runs" / "heads.html").is_file()
     assert names["run"].logits.shape == (64, 8)
     assert "survive FDR" in capsys.readouterr().out
+
+
+def test_the_page_on_circuits_runs(tmp_path, monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "circuits.md").read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(code, "circuits.md", "exec"), names)
+    assert (tmp_path / "circuit.svg").is_file()
+    assert names["scores"].provenance["agreement"]["spearman"] > 0.8
+    assert names["judged"].measure("faithfulness")["value"] > 0.2
+    assert "faithfulness" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -47,7 +61,7 @@ def test_commands_and_targets_exist(page):
     named = set(re.findall(r"(?:^|`)make ([a-z]+)", text, re.MULTILINE))
     assert named <= targets, f"{page} names make targets that do not exist: {sorted(named - targets)}"
     commands = set(cli.commands())
-    named = set(re.findall(r"(?:^|`)mechvis ([a-z]+)", text, re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)mechvis ([a-z][a-z-]*)", text, re.MULTILINE))
     assert named <= commands, f"{page} names commands that do not exist: {sorted(named - commands)}"
 
 
@@ -55,6 +69,7 @@ def test_every_flag_in_a_shell_example_exists():
     known = (ROOT / "tests" / "mechvis" / "cli_flags.txt").read_text(encoding="utf-8")
     for page in PAGES:
         for line in re.findall(r"^mechvis .*--.*$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE):
-            command = line.split()[1]
+            words = line.split()
+            command = words[1] if words[2].startswith("-") else f"{words[1]} {words[2]}"
             for flag in re.findall(r" (--[a-z-]+)", line):
                 assert f"mechvis {command} {flag}" in known, f"{page}: {command} has no {flag}"
