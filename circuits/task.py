@@ -179,8 +179,11 @@ class Task:
             NotFinite: a circuit gives NaN or Inf.
         """
         gates = gates if isinstance(gates, Tensor) else torch.from_numpy(np.array(gates))
-        if gates.ndim != 3:
-            raise ShapeMismatch(f"gates are [circuit writer reader], got {list(gates.shape)}.")
+        if gates.ndim != 3 or tuple(gates.shape[1:]) != self.graph.shape:
+            raise ShapeMismatch(
+                f"gates are [circuit writer reader] = [n, {self.graph.shape[0]}, {self.graph.shape[1]}], got "
+                f"{list(gates.shape)}."
+            )
         if not torch.isfinite(gates.to(torch.float64)).all():
             raise NotFinite("the gates hold NaN or Inf.")
         own = self if metric is None else replace(self, metric=metric)
@@ -233,7 +236,9 @@ class Task:
 
     def __getitem__(self, index: slice | Sequence[int] | np.ndarray) -> "Task":
         """The same task on some of its images."""
-        rows = torch.arange(len(self))[index if isinstance(index, slice) else torch.as_tensor(index)].reshape(-1)
+        chosen = index if isinstance(index, slice) else torch.as_tensor(np.asarray(index))
+        empty = not isinstance(chosen, slice) and not chosen.numel()
+        rows = torch.arange(0) if empty else torch.arange(len(self))[chosen].reshape(-1)
         if not len(rows):
             raise BadData(f"the selection from {self.name!r} holds no image.")
 
@@ -354,6 +359,7 @@ def task(
         >>> circuits.task(model, pairs)                                                           # doctest: +SKIP
     """
     EdgeGraph.of(model)
+    metric_name, function = metrics.get(metric)
     if model.parts.head is None and not callable(metric):
         raise BadData(
             f"this model has no head, so {metric!r} has no classes to compare. For CLIP use clip.classifier(names), or "
@@ -394,7 +400,6 @@ def task(
         fixed = _means(model, images, reference, ablation, allow_overlap)
     elif reference is not None:
         raise BadData(f"reference images are for means; ablation={ablation!r} uses none. Leave reference= out.")
-    metric_name, function = metrics.get(metric)
     made = Task(
         model=model,
         name=name,

@@ -71,8 +71,10 @@ class Pairs:
 
     def __getitem__(self, index: slice | Sequence[int] | np.ndarray | Tensor) -> "Pairs":
         """Some pairs, by slice, index list or bool mask."""
-        rows = torch.arange(len(self))[torch.as_tensor(index) if not isinstance(index, slice) else index]
-        rows = rows.reshape(-1)
+        chosen = index if isinstance(index, slice) else torch.as_tensor(np.asarray(index))
+        if not isinstance(chosen, slice) and not chosen.numel():
+            raise BadData(f"the selection from {self.name!r} holds no pair.")
+        rows = torch.arange(len(self))[chosen].reshape(-1)
 
         def at(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[rows.to(values.device)]
