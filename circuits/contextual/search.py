@@ -20,12 +20,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from circuits.circuit import Circuit
 from circuits.contextual.passes import setup
 from circuits.contextual.relevance import Normalise, by_layer, reachable, relevances
 from circuits.contextual.rules import Rules
 from circuits.contextual.scores import scores
 from circuits.contextual.sources import Source, sources_of
 from circuits.contextual.targets import Target, targets_of
+from circuits.edges.graph import INPUTS, EdgeGraph
 from mechvis.errors import BadData, NotFinite, OutOfRange, unknown
 
 Faithfulness = Callable[[frozenset[str]], float]
@@ -79,6 +81,46 @@ class Found:
     """(number of nodes, faithfulness) before pruning and after each node that was dropped; empty without pruning."""
     provenance: dict[str, Any] = field(repr=False)
     """Where it comes from."""
+
+    def circuit(self, model: Any) -> Circuit:
+        """The same as a `Circuit`, to be judged, drawn and saved: a head that reads as a whole reads by q, k and v.
+
+        Nodes that nothing was found to feed are fed by the embedding, so that they are on a path. Scores are the signed
+        relevance where there is one.
+
+        Args:
+            model: the model that was searched.
+
+        Example:
+            >>> circuits.evaluate(found.circuit(model), task)                                      # doctest: +SKIP
+        """
+        graph = EdgeGraph.of(model)
+        scores: dict[str, float] = {}
+        fed = {edge.target for edge in self.edges}
+        listed = [
+            (edge.source, edge.target, edge.at, edge.r if edge.projected is None else edge.projected)
+            for edge in self.edges
+        ]
+        listed += [("embed", node, "z", float("nan")) for node in self.nodes if node not in fed and node != "embed"]
+        for source, target, at, score in listed:
+            inputs = (
+                [target]
+                if target == "out" or "H" not in target
+                else [f"{target}.{kind}" for kind in (INPUTS if at == "z" else (at,))]
+            )
+            for reader in inputs:
+                scores[f"{source}->{reader}"] = score
+        values = np.full(graph.shape, np.nan)
+        for edge, score in scores.items():
+            values[graph.edge(edge)] = score
+        return Circuit(
+            graph=graph,
+            kept=graph.mask(scores),
+            scores=None if np.isnan(values).all() else values,
+            title=f"CD-T, {len(self.nodes)} nodes",
+            model=self.provenance.get("model") or {},
+            provenance=self.provenance,
+        )
 
 
 def contextual_circuit(

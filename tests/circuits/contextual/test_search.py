@@ -64,6 +64,21 @@ def test_the_elbow_finds_exactly_the_planted_circuit(search):
     assert found.provenance["contextual"]["search"]["k"] == "elbow"
 
 
+def test_what_was_found_is_a_circuit_that_can_be_judged(search, model, images):
+    """The planted heads with the edges between them, fed by the embedding, carry what the heads do."""
+    from circuits.task import task
+
+    circuit = search(k="elbow").circuit(model)
+    assert set(circuit.nodes) == {"embed", "L0H0", "L1H0", "L1H1"}
+    assert {"L0H0->L1H0.q", "L0H0->L1H0.k", "L0H0->L1H0.v", "L1H1->out", "embed->L0H0.v"} <= set(circuit)
+    assert len(circuit) == 2 * 3 + 2 + 3 and circuit.pruned().edges == circuit.edges
+    assert circuit.score("L0H0->L1H1.k") == circuit.score("L0H0->L1H1.q") > 0.5
+    made = task(model, images.pixels, ablation="zero")
+    without_first = circuit.with_edges(circuit.kept & made.graph.without_nodes(["L0H0"]))
+    kept, cut = made.faithfulness(made.measure([circuit.kept, without_first.kept]))
+    assert kept > 0.8 and abs(cut) < 0.2
+
+
 def test_over_all_paths_two_nodes_per_iteration_miss_half_of_the_second_step(search):
     """The first step is then credited with both halves of the second, and takes a place in iteration 0."""
     found = search(k=2, paths="all")
