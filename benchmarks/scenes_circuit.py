@@ -53,7 +53,7 @@ def study(model: Any, change: str, n: int) -> dict[str, Any]:
     judged = circuits.evaluate(circuit, second, scores=scores, progress=False)
     steady = stability(first, lambda half: circuits.eap(half, verify=0, progress=False), n_edges=len(circuit))
     shown = attention_pictures(model, second.clean[:1], circuit.nodes)
-    circuits.draw(circuit, pictures=shown, path=DOCS / f"scenes_circuit_{change}.svg")
+    circuits.draw(circuit, pictures=shown, max_edges=120, path=DOCS / f"scenes_circuit_{change}.svg")
     return {
         "change": change,
         "asked": n,

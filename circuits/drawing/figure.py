@@ -67,8 +67,8 @@ def draw(
     places = layout(shown)
     pictures = dict(pictures or {})
     for node in pictures:
-        if node not in places:
-            raise unknown("component of this circuit", node, places)
+        if node not in circuit.nodes:
+            raise unknown("component of this circuit", node, circuit.nodes)
     rows = max(place.y for place in places.values()) + 1
     # At least two nodes wide: long edges go around the boxes.
     across = max(2.2, max(abs(place.x) for place in places.values()) * 2 + 1)
