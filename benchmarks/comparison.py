@@ -119,7 +119,7 @@ def targets(n: int) -> dict[str, Any]:
     from mechvis.data import scenes
 
     sets = {"conflicting": scenes(n, seed=SEED + 1, group="conflicting")}
-    for place, (kind, severity) in enumerate([("blur", 4), ("noise", 4), ("hue", 5), ("background", 5)]):
+    for place, (kind, severity) in enumerate([("blur", 4), ("noise", 4), ("colour", 5), ("background", 5)]):
         home = scenes(n, seed=SEED + 10 + place, correlation=HOME)
         sets[f"{kind} {severity}"] = corrupted(home, kind, severity)
     return sets
@@ -146,7 +146,7 @@ def models_part(folder: Path, accuracy: dict[str, dict[str, float]], target: str
     from circuits.comparison.agreement import agreement
 
     images = targets(n)[target]
-    home = mechvis.data.scenes(300, seed=SEED + 2, correlation=HOME)
+    home = mechvis.data.scenes(200, seed=SEED + 2, correlation=HOME)
     found = compare_models(
         {plan.name: str(folder / plan.name) for plan in plans()},
         images,
@@ -282,7 +282,7 @@ def main() -> int:
     parts: dict[str, Any] = {"known": part("known", known_answers)}
     for plan in plans():
         build(plan, work)
-    accuracy = part("accuracy", true_accuracy, work, 500)
+    accuracy = part("accuracy", true_accuracy, work, 300)
     parts["accuracy"] = accuracy
     parts["models"] = {
         target: part(f"models-{target.replace(' ', '-')}", models_part, work, accuracy, target, 80)

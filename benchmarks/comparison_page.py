@@ -63,7 +63,7 @@ def _models(parts: dict[str, Any]) -> Iterator[str]:
         "*Fine-tuned*: a fresh classifier and the whole model trained on scenes whose background agrees with the shape "
         "in 80 or 95 %, three learning rates, 60 or 120 steps of 64, two seeds; *at 0.95*: those of one training "
         "distribution, as the published zoos are. *Heads*: the backbone frozen, logistic regression at seven "
-        "agreements and two ridges. Accuracy is on 500 scenes, scores are on 60 others without labels (20 more for the "
+        "agreements and two ridges. Accuracy is on 300 scenes, scores are on 60 others without labels (20 more for the "
         "means). Home is scenes with 95 % agreement.",
         "",
         "Spearman with accuracy:",

@@ -102,8 +102,10 @@ def page(found: list[dict[str, Any]]) -> str:
         lines += [
             "",
             f"Estimates beside exact patching of {agree['n_top']} top and {agree['n_random']} random edges: "
-            f"rank correlation {agree['spearman']:.2f}, same sign {agree['sign']:.2f}, estimated / exact {agree['ratio']:.2f},",
-            f"largest random one {agree['missed']:.2f} of the largest of the top. Stability: {steady}.",
+            f"rank correlation {agree['spearman']:.2f}, same sign {agree['sign']:.2f}, "
+            f"estimated / exact {agree['ratio']:.2f}, "
+            f"largest random one {agree['missed']:.2f} of the largest of the top.",
+            f"Stability: {steady}.",
             "",
             f"![{one['change']} swap](scenes_circuit_{one['change']}.svg)",
             "",

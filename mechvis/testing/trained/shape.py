@@ -1,0 +1,3 @@
+"""The shape that all planted models share."""
+
+D_MODEL, LAYERS, HEADS, D_MLP = 48, 2, 4, 96
