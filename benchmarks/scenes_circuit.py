@@ -98,7 +98,7 @@ def page(found: list[dict[str, Any]]) -> str:
             row = judged.measure(name)
             ends = "" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
             lines.append(f"| {name} | {row['value']:.3f} | {ends} |")
-        steady = str(one["stability"]).strip().replace("\n", "; ")
+        steady = repr(one["stability"]).removeprefix("Stability(").removesuffix(")")
         lines += [
             "",
             f"Estimates beside exact patching of {agree['n_top']} top and {agree['n_random']} random edges: "

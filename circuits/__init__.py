@@ -43,6 +43,9 @@ __all__ = publish(
         "acdc_sweep": "circuits.search.acdc",
         "edge_pruning": "circuits.search.edge_pruning",
         "evaluate": "circuits.evaluation.evaluate",
+        "CircuitEvaluation": "circuits.evaluation.evaluation",
+        "stability": "circuits.evaluation.stability",
+        "recovery": "circuits.evaluation.recovery",
         "compare_models": "circuits.comparison.models",
         "compare_data": "circuits.comparison.data",
         "draw": "circuits.drawing.figure",
@@ -61,6 +64,9 @@ if TYPE_CHECKING:  # for editors and type checkers
     from circuits.edge_patching import patch_edges
     from circuits.edges.graph import EdgeGraph
     from circuits.evaluation.evaluate import evaluate
+    from circuits.evaluation.evaluation import CircuitEvaluation
+    from circuits.evaluation.recovery import recovery
+    from circuits.evaluation.stability import stability
     from circuits.pairs.pairs import Pairs
     from circuits.patching.patch import patch
     from circuits.path_patching import path_patch

@@ -34,7 +34,8 @@ def partners(
     """For each candidate the units that it is compared with: of its layer and kind, the nearest in a random pool.
 
     The pool of a layer has about as many units as it has candidates there (where these are few, some more), drawn near
-    them in size, so that tests cost no more than what they test. Units that are candidates themselves serve only where there are too few others.
+    them in size, so that tests cost no more than what they test. Units that are candidates themselves serve only where
+    there are too few others.
 
     Args:
         sizes: of all units.

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuits.causal_paths.nodes import OUT, depth_of, name_of, unit_of
+from circuits.causal_paths.nodes import OUT, depth_of, unit_of
 from circuits.causal_paths.reading import Norm, Reader, differences, tail
 from circuits.causal_paths.runs import Batch, Recording, Runs
 from mechvis import engine as engines
@@ -191,6 +191,3 @@ def sorted_names(model: Any, names: Iterable[str]) -> list[str]:
         return depth_of(name, n_layers), 0 if name == OUT else unit_of(name).index
 
     return sorted(names, key=key)
-
-
-__all__ = ["NUMBERS", "Effect", "Effects", "name_of", "sorted_names"]

@@ -29,9 +29,11 @@ from mechvis.wave.same import same
 Norm = Literal["frozen", "recomputed"]
 Changes = Float[Tensor, "change row token d_model"]
 """What is taken out of what a node reads; several times the same rows."""
+Changed = Float[Tensor, "changed token d_model"]
+"""Streams after that, changes and rows along one axis."""
 
 
-def normed(norm: Any, clean: Residual, how: Norm) -> Callable[[Residual], Residual]:
+def normed(norm: Any, clean: Residual, how: Norm) -> Callable[[Tensor], Tensor]:
     """A norm for changed streams: the model's own, or one that divides by what it divides the clean stream by.
 
     Args:
@@ -43,7 +45,7 @@ def normed(norm: Any, clean: Residual, how: Norm) -> Callable[[Residual], Residu
         return norm
     scale = statistics(norm, clean)[1]
 
-    def frozen(x: Residual) -> Residual:
+    def frozen(x: Tensor) -> Tensor:
         centred = x if is_rms(norm) else x - x.mean(-1, keepdim=True)
         divided = centred.reshape(-1, len(scale), *x.shape[-2:]) / scale
         return gain_and_bias(norm, divided.reshape(x.shape))
@@ -138,7 +140,7 @@ class Reader:
             self._columns[layer] = _products(block, block.ln2(clean[:2]))
         return self._columns[layer]
 
-    def _neuron(self, node: Unit, block: BlockParts, x: Residual, clean: Residual) -> Float[Tensor, "row token"]:
+    def _neuron(self, node: Unit, block: BlockParts, x: Changed, clean: Residual) -> Float[Tensor, "changed token"]:
         """One neuron of a normalised stream; by its own column where the first layer is one product."""
         products = self._product(block, node.layer, clean)
         if products is None:
@@ -149,7 +151,7 @@ class Reader:
         )
         return plain.activations(block, pre if block.gated else pre[0])
 
-    def _head(self, node: Unit, block: BlockParts, x: Residual, clean: Residual, layout: Layout) -> Tensor:
+    def _head(self, node: Unit, block: BlockParts, x: Changed, clean: Residual, layout: Layout) -> Tensor:
         own_norm = self.model.parts.blocks[node.layer]
         if node.layer not in self._inputs:
             self._inputs[node.layer] = layer_inputs(own_norm, clean[:2])
@@ -240,7 +242,9 @@ def tail(model: Any, node: Unit, run: Recording, layout: Layout, moved: Tensor) 
     return plain.read_out(parts, x, lambda x: x).unflatten(0, moved.shape[:2])
 
 
-def _block(block: BlockParts, x: Residual, layout: Layout, reads: list[int] | None) -> Residual:
+def _block(
+    block: BlockParts, x: Residual, layout: Layout, reads: list[int] | None
+) -> Float[Tensor, "row read d_model"]:
     """A block; with `reads`, the stream of these tokens alone comes out: all others are keys and values only."""
     if reads is None:
         return plain.plain(block, x, layout)

@@ -18,17 +18,17 @@ from mechvis.units import Unit
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Recording:
-    """A run of some images, or (in one row) the mean over reference images."""
+    """A run of some images, or (in one row) the mean over reference images; None where nobody looks."""
 
-    pre: tuple[Residual, ...]
+    pre: tuple[Residual | None, ...]
     """Per layer, the stream that its heads read."""
     z: tuple[PerHead, ...]
     """Per layer, what its output projection reads."""
-    mid: tuple[Residual, ...]
+    mid: tuple[Residual | None, ...]
     """Per layer, the stream that its MLP reads."""
     post: tuple[Hidden, ...]
     """Per layer, its neurons."""
-    final: Residual
+    final: Residual | None
     """The stream after the last block."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Recording":

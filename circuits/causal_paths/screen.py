@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuits.causal_paths.nodes import name_of, unit_of
+from circuits.causal_paths.nodes import unit_of
 from circuits.causal_paths.reading import Reader
 from circuits.causal_paths.runs import Batch, Recording, Runs
 from mechvis.units import Unit
@@ -149,6 +149,3 @@ def loudness_of(runs: Runs, units: Sequence[Unit], how: str) -> Float[np.ndarray
             value = value.max(1).values if how == "max" else value.mean(1)
             total[place] += float(value.double().sum())
     return total / len(runs)
-
-
-__all__ = ["Screen", "loudness_of", "name_of", "sizes_of"]

@@ -35,7 +35,7 @@ __all__ = publish(
         "matched_directions": "circuits.editing.matched",
         "self_repair": "circuits.editing.self_repair",
         "after_removal": "circuits.editing.self_repair",
-        "SelfRepair": "circuits.editing.self_repair",
+        "SelfRepair": "circuits.editing.takeover",
     },
 )
 
@@ -50,5 +50,6 @@ if TYPE_CHECKING:  # for editors and type checkers
     from circuits.editing.model_edit import ModelEdit
     from circuits.editing.projection import Projection
     from circuits.editing.save_edited import save_edited
-    from circuits.editing.self_repair import SelfRepair, after_removal, self_repair
+    from circuits.editing.self_repair import after_removal, self_repair
     from circuits.editing.store import load_edit
+    from circuits.editing.takeover import SelfRepair

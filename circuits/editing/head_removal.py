@@ -1,6 +1,7 @@
 """Heads that are removed for good: by zeros, or by their mean.
 
-* `zero`: the head's part of the output projection becomes zero (:func:`circuits.prune.prune`).
+* `zero`: the head's part of the output projection becomes zero: the weights of :func:`circuits.prune.prune`, here with
+  their undo.
 * `mean`: a head that writes the same vector at every token, its mean over reference images and tokens, is a constant:
   `mean(z_h) W_O[h]`. The constant goes into the output bias and the head's part of the projection becomes zero: exact.
 * `mean_positional`: the mean differs from token to token, and a bias is the same for all of them. No weight can hold
@@ -18,8 +19,7 @@ from einops import einsum
 from torch import Tensor
 
 from circuits.comparators import all_heads, random_heads
-from circuits.editing.weights import own
-from circuits.prune import prune
+from circuits.editing.weights import copied, own
 from mechvis import edits as values
 from mechvis.axes import Logits, Pixels
 from mechvis.edits import Edit
@@ -88,18 +88,18 @@ class HeadRemoval:
                 "mode='mean_positional' cannot be written into weights exactly. Use mode='mean' (exact), or keep the "
                 "edit at run time."
             )
-        edited = prune(model, self.heads)
-        if self.mode == "zero":
-            return edited
+        edited = copied(model, f"{model.title}, {self.words}" if model.title else self.words)
         for layer in sorted({unit.layer for unit in self.heads}):
             index = [unit.index for unit in self.heads if unit.layer == layer]
-            attn = edited.parts.blocks[layer].attn
-            bias = own(edited, attn.out_bias(), f"the output projection of block {layer}")
-            weight = model.parts.blocks[layer].attn.out_weight()[index]
-            mean = self.means[f"blocks.{layer}.attn.hook_z"]
-            # The projection's own precision would round the mean before it is added up over d_head.
-            constant = einsum(mean.mean(0)[index].double(), weight.double(), "head e, head e d -> d")
-            bias.copy_((bias.double() + constant).to(bias.dtype))
+            attn, what = edited.parts.blocks[layer].attn, f"the output projection of block {layer}"
+            weight = own(edited, attn.out_weight(), what)
+            if self.mode == "mean":
+                bias = own(edited, attn.out_bias(), what)
+                mean = self.means[f"blocks.{layer}.attn.hook_z"].mean(0)[index]
+                # The projection's own precision would round the mean before it is added up over d_head.
+                constant = einsum(mean.double(), weight[index].double(), "head e, head e d -> d")
+                bias.copy_((bias.double() + constant).to(bias.dtype))
+            weight[index] = 0
         return edited
 
     def random(self, model: Any, images: Any, draws: int, seed: int) -> list["HeadRemoval"]:

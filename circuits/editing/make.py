@@ -138,11 +138,16 @@ def keep_only(
 
 
 def _base(model: Any, stack: bool) -> Any:
-    """Refuse edits that pile up unnoticed."""
+    """Refuse what is no model, and edits that pile up unnoticed."""
     if isinstance(model, EditedModel):
         raise BadData(
             f"this model carries an edit at run time ({model.edit.title}), and a second one cannot be put on top of "
             "it. Edit model.model, and fold what can be folded first."
+        )
+    if not hasattr(model, "parts"):
+        raise BadData(
+            f"an edit is made of a wrapped model, got {type(model).__name__}. For CLIP: clip.classifier(class_names) "
+            "or clip.vision; for a module: mechvis.load(module)."
         )
     if (earlier := model.__dict__.get("edits", ())) and not stack:
         raise BadData(

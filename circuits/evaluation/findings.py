@@ -133,10 +133,7 @@ def flags(
     if overlap:
         said.append(overlap)
     if task.undistinguished:
-        # Counted when the task was made: of all its pairs, also where this is a part of it.
-        said.append(
-            f"the model gives one class to both halves of {task.undistinguished} of the pairs that the task was made of"
-        )
+        said.append(f"the model gives one class to both halves of {task.undistinguished} of {len(task)} pairs")
     if len(judged) < len(circuit):
         said.append(f"{len(circuit) - len(judged)} dangling edges are not counted: they lie on no path to the read-out")
     if len(task) < 2:

@@ -18,8 +18,8 @@ Three engines that find the same circuit:
                  wrong one (4.9, whose guess is that all can go). The guess is what a smaller threshold found for the
                  edge, or else what was just found for the edge from the same writer into the neighbouring head. K
                  grows while guesses hold and shrinks when not. Edges into a component that nobody reads any more are
-                 cut without a run: their increment is zero. Thresholds of a sweep share the circuits that they have in
-                 common
+                 cut without a run: their increment is zero; and what such components read is not made
+                 (:mod:`circuits.search.unheard`). Thresholds of a sweep share the circuits that they have in common
 ===============  ===================================================================================================
 
 Rounding may differ between a row of many and a run alone. So an increment within a hundredth of tau is measured again
@@ -86,7 +86,7 @@ def acdc(
         Circuit[ACDC, tau 0.01](6 of 110 edges, 3 of 11 components: embed, L0H1, L1H2)
     """
     settings = Settings(tau=_positive(tau), engine=engine, order=order, ahead=ahead)
-    drops = Drops(task, metric, restart=engine != "sequential", remember=False)
+    drops = _drops(task, metric, engine, remember=False)
     return _one(task, drops, settings, None, prune=prune, out=out, progress=progress)
 
 
@@ -123,7 +123,7 @@ def acdc_circuits(
         raise BadData("no thresholds given; leave taus= out for the twenty usual ones.")
     if len(set(listed)) != len(listed):
         raise BadData(f"a threshold is listed twice: {listed}.")
-    drops = Drops(task, metric, restart=engine != "sequential", remember=engine == "speculative")
+    drops = _drops(task, metric, engine, remember=engine == "speculative")
     found: dict[float, Circuit] = {}
     earlier = None
     for tau in listed:
@@ -256,6 +256,10 @@ def _one(
     if out is not None:
         circuit.save(out)
     return circuit
+
+
+def _drops(task: Task, metric: str | Callable | None, engine: Engine, *, remember: bool) -> Drops:
+    return Drops(task, metric, restart=engine != "sequential", lean=engine == "speculative", remember=remember)
 
 
 def _positive(tau: float) -> float:

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 
 from circuits.edges.graph import EdgeGraph
 from circuits.search.drops import Counts, Drops
+from circuits.search.unheard import heard, owners_of
 from mechvis.errors import OutOfRange, unknown
 
 Engine = Literal["sequential", "suffix", "speculative"]
@@ -105,7 +106,8 @@ def search(
     for own in _stages(graph, places):
         todo = own[np.isnan(state.increments[own[:, 0], own[:, 1]])]
         if speculative:
-            dead = _unread(graph, state.kept)[todo[:, 1]]
+            owners = owners_of(graph)[todo[:, 1]]
+            dead = (owners >= 0) & ~heard(graph, state.kept[None])[0, owners]
             for edge in todo[dead]:
                 state.decide(tuple(edge), 0.0, state.current, settings.tau)
             state.cost["unread"] += int(dead.sum())
@@ -185,9 +187,3 @@ def _stages(graph: EdgeGraph, places: Int[np.ndarray, "edge two"]) -> list[Int[n
     depths = np.array([graph.depth(graph.node_of(name)) for name in graph.readers])
     stage = (depths @ [2, 1])[places[:, 1]]
     return np.split(places, np.flatnonzero(np.diff(stage)) + 1)
-
-
-def _unread(graph: EdgeGraph, kept: Bool[np.ndarray, "writer reader"]) -> Bool[np.ndarray, " reader"]:
-    """Readers whose component nobody reads."""
-    read = dict(zip(graph.writers, kept.any(1), strict=True)) | {"out": True}
-    return np.array([not read[graph.node_of(name)] for name in graph.readers])

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from circuits.edges.gated import _Pass, gated
 from circuits.search.held import SHARE, Held
+from circuits.search.unheard import with_unheard_open
 from circuits.task import Batch, Task
 from mechvis import metrics
 from mechvis.errors import NotFinite
@@ -52,6 +53,7 @@ class Drops:
         task: images and ablation.
         metric: a name from `mechvis.metrics.METRICS` or a function; None: the task's own.
         restart: start each run at the first layer with a cut edge. False is the plain twin: every run is a whole one.
+        lean: do not make the inputs of components that nobody hears (:mod:`circuits.search.unheard`).
         remember: do not run the same circuit twice.
         share: share of the task's memory in which its runs are kept.
 
@@ -69,10 +71,11 @@ class Drops:
         metric: str | Callable | None = "kl",
         *,
         restart: bool = True,
+        lean: bool = True,
         remember: bool = True,
         share: float = SHARE,
     ):
-        self.task, self.restart, self.remember = task, restart, remember
+        self.task, self.restart, self.lean, self.remember = task, restart, lean, remember
         self.name, self.metric = (task.metric_name, task.metric) if metric is None else metrics.get(metric)
         self.counts = Counts()
         self._known: dict[bytes, float] = {}
@@ -96,6 +99,7 @@ class Drops:
         Raises:
             NotFinite: a circuit gives NaN or Inf.
         """
+        kept = self._leaned(kept)
         names = [_digest(mask) for mask in kept]
         new = [place for place, name in enumerate(names) if name not in self._known]
         self.counts.remembered += len(kept) - len(new)
@@ -111,7 +115,7 @@ class Drops:
         Args:
             kept: edges that are not cut.
         """
-        return _digest(kept) in self._known
+        return bool(self._known) and _digest(self._leaned(kept[None])[0]) in self._known
 
     def alone(self, kept: Bool[np.ndarray, "writer reader"]) -> float:
         """Drop of one circuit, run by itself: what a plain search would see, to the last bit.
@@ -119,7 +123,10 @@ class Drops:
         Args:
             kept: edges that are not cut.
         """
-        return float(self._run(kept[None])[0])
+        return float(self._run(self._leaned(kept[None]))[0])
+
+    def _leaned(self, kept: Kept) -> Kept:
+        return with_unheard_open(self.task.graph, kept) if self.lean else kept
 
     @torch.no_grad()
     def _run(self, kept: Kept) -> Float[np.ndarray, " circuit"]:

@@ -7,6 +7,9 @@ name                   what it is for
 `rand_vit`             F1: a random ViT with every bias and gain non-trivial, in float64: for identities
 `ShortcutViT`          F2: a ViT with a background shortcut in a known head, and its data: for CIGMA
 `hand_wired_vit`       a Hugging Face ViT where one planted head does everything and three loud heads do nothing
+`rotated_pair`         F9: a direction that is read, a copy that is not, and a dead one: for subspace methods
+`planted`              a package: wired models whose every edge is known, with certificates (import it by name)
+`trained`              a package: vision transformers trained so that a planted circuit is the only one
 `check_family`         everything that must hold for a model family: for our maps, and for one that you write
 `assert_untouched`     a context manager: the model leaves as it came, whatever happened inside
 `assert_close`         equality within a stated tolerance, relative to the size of what is expected
@@ -15,6 +18,7 @@ name                   what it is for
 
 from mechvis.testing.conformance import Conformance, check_family
 from mechvis.testing.hand_wired import hand_wired_images, hand_wired_vit
+from mechvis.testing.rotated_pair import RotatedImages, RotatedPair, rotated_pair
 from mechvis.testing.shortcut import (
     ShortcutImages,
     ShortcutViT,
@@ -29,6 +33,8 @@ from mechvis.testing.words import Words
 
 __all__ = [
     "Conformance",
+    "RotatedImages",
+    "RotatedPair",
     "ShortcutImages",
     "ShortcutViT",
     "Words",
@@ -38,6 +44,7 @@ __all__ = [
     "hand_wired_images",
     "hand_wired_vit",
     "rand_vit",
+    "rotated_pair",
     "shortcut_images",
     "shortcut_parts",
     "shortcut_preprocess",

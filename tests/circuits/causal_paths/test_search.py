@@ -216,7 +216,7 @@ def test_partners_are_of_the_same_layer_and_size():
     assert len({other for others in many.values() for other in others}) <= 30, "controls cost no more than candidates"
     everyone = partners(sizes[:6], groups[:6], range(6), 5, seed=0)
     assert all(sorted([*others, place]) == list(range(6)) for place, others in everyone.items())
-    assert partners(np.ones(1), np.zeros(1), [0], 5, seed=0) == {0: []}
+    assert partners(np.ones(1), np.zeros(1, dtype=np.int64), [0], 5, seed=0) == {0: []}
 
 
 def test_false_findings_are_rare(net, images, reference):

@@ -161,7 +161,7 @@ def test_images_that_chose_the_edit_are_refused(shortcut, shortcut_sets):
     [
         ({"gain": "worst"}, UnknownName, "unknown measure 'worst'"),
         ({"controls": 5}, OutOfRange, "at least 20 random edits"),
-        ({"max_harm": 5}, OutOfRange, "a share of images"),
+        ({"max_harm": 5.0}, OutOfRange, "a share of images"),
         ({"touched": ["d"]}, UnknownName, "unknown class 'd'"),
         ({"touched": ["a", "b", "c"]}, BadData, "nothing is left to see"),
         ({"metric": "logits"}, UnknownName, "unknown metric"),

@@ -99,6 +99,22 @@ def test_the_mean_goes_into_the_output_bias(tiny, pixels, reference):
     assert (positional - plain).abs().max() > 1e-4 * plain.abs().max()
 
 
+def test_zeros_are_those_of_prune(tiny):
+    from circuits import prune
+
+    assert made("zero", tiny, None).after == prune(tiny, HEADS).fingerprint
+
+
+def test_a_model_at_another_image_size():
+    bare = testing.tiny("vit")
+    size = testing.tiny_preprocess().at_size(16, 16)
+    model = mechvis.load(bare, preprocess=size, image_size=16)
+    edit = remove_heads(model, HEADS)
+    inputs = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert edit.folded and edit.apply(model).parts.image_size == (16, 16)
+    testing.assert_close(edit.apply(model)(inputs), edit.change.run(model, inputs), 1e-6, "another size")
+
+
 def test_a_layer_scale_is_divided_out():
     model = mechvis.load(testing.tiny("dinov2-classifier", dtype=torch.float64), preprocess=testing.tiny_preprocess())
     inputs = testing.tiny_input("dinov2-classifier", dtype=torch.float64)
@@ -284,6 +300,11 @@ def test_layers_that_do_more_than_their_weight():
             edit("weights")
         assert not edit("auto").folded
     assert project_out(model, DIRECTIONS, at="L2MLP").folded, "other layers are plain"
+
+
+def test_what_is_no_model():
+    with pytest.raises(BadData, match="made of a wrapped model, got ViTForImageClassification"):
+        remove_heads(testing.tiny("vit"), HEADS)
 
 
 def test_a_bias_is_needed_for_a_mean(shortcut):

@@ -76,6 +76,23 @@ def test_a_drop_on_unseen_images_alarms():
     assert "not known what is read" in repr(found) and "not known which units follow" in repr(found)
 
 
+def test_a_drop_of_what_doing_nothing_scores_does_not_alarm(case):
+    """Unseen images of which nearly all differ in the variable: the same subspace, fewer pairs that ask for nothing."""
+    tail, variable, _ = case
+    weak = torch.tensor([[0.0, 1.0, 0.0, 0.0]], dtype=torch.float64)
+    within = torch.zeros(400, dtype=torch.int64)
+    held_out = torch.zeros(400, dtype=torch.bool)
+    held_out[(variable.values == 1).nonzero().flatten()[:100]] = True
+    held_out[(variable.values == 0).nonzero().flatten()[:100]] = True
+    # In the held-out part sources are mostly of the other value: one of each makes a group.
+    ones, zeros = ((held_out & (variable.values == v)).nonzero().flatten() for v in (1, 0))
+    within[ones], within[zeros] = torch.arange(1, 101), torch.arange(1, 101)
+    splits = split_images(variable, tail.clean.argmax(1), held_out=held_out)
+    found = diagnose(tail, variable, weak, splits, within=within)
+    assert found["generalisation drop"] > 0.4 and "generalisation drop" not in found.alarms
+    assert "(without 0.000)" in repr(found)
+
+
 def test_stability_by_hand():
     half = torch.tensor([[0.5**0.5, 0.5**0.5, 0, 0]], dtype=torch.float64)
     assert stability_of([EYE[:1], half]) == (pytest.approx(0.5), pytest.approx(0.5))

@@ -77,11 +77,12 @@ def joint_loss(
 def _change(before: Logits, after: Logits, rows: Bool[Tensor, " row"]) -> Tensor:
     """Mean squared change of the centred logits on some rows, over their variance; zero where there is no such row.
 
-    A variance below one counts as one: else an untrained model is taught to answer nothing, and stays there.
+    A variance below one counts as one: else an untrained model is taught to answer nothing, and stays there. Gradients
+    flow through both passes: held to a fixed plain pass, the exchanged one pulls all logits up, to margins above 100.
     """
-    before, after = (logits - logits.mean(dim=1, keepdim=True) for logits in (before.detach(), after))
+    before, after = (logits - logits.mean(dim=1, keepdim=True) for logits in (before, after))
     change = ((after - before) ** 2).mean(dim=1)
-    return (change * rows).sum() / rows.sum().clamp(min=1) / before.var().clamp(min=1.0)
+    return (change * rows).sum() / rows.sum().clamp(min=1) / before.detach().var().clamp(min=1.0)
 
 
 def behaviour_loss(parts: TowerParts, task: PlantedTask, scenes: Scenes) -> tuple[Tensor, Trace, dict[str, Tensor]]:
