@@ -12,7 +12,8 @@ From pairs of images to a tested circuit, each step one function:
 
 Sub-packages: `pairs` (clean and corrupt images), `patching`, `edges` (runs with cut edges), `attribution`, `search`,
 `evaluation`, `comparison` (between models and data sets), `weights` (what weights alone say), `contextual`
-(decomposition), `subspace` (interchange of directions), `drawing`. Head-ablation studies: `cigma`.
+(decomposition), `subspace` (interchange of directions), `causal_paths` (through neurons), `editing` (for good, with
+undo), `drawing`. Head-ablation studies: `cigma`.
 """
 
 from typing import TYPE_CHECKING
@@ -50,7 +51,18 @@ __all__ = publish(
         "compare_data": "circuits.comparison.data",
         "draw": "circuits.drawing.figure",
     },
-    modules=("comparison", "contextual", "drawing", "evaluation", "pairs", "patching", "subspace", "weights"),
+    modules=(
+        "causal_paths",
+        "comparison",
+        "contextual",
+        "drawing",
+        "editing",
+        "evaluation",
+        "pairs",
+        "patching",
+        "subspace",
+        "weights",
+    ),
 )
 
 if TYPE_CHECKING:  # for editors and type checkers

@@ -42,7 +42,10 @@ def prune(model: Any, heads: Sequence[Unit]) -> Any:
     heads = units_of(model, gone) if gone else []
     bare = copy.deepcopy(model.bare)
     title = f"{model.title.split(' without ')[0]} without {len(heads)} head{'s' * (len(heads) != 1)}"
-    copied = wrap(bare, preprocess=model.preprocess, title=title, family=model.__dict__["family"])
+    family, size = model.__dict__["family"], model.parts.image_size
+    # A model that was asked for at another image size: its map says the size that it was trained with.
+    size = None if size is None or family(bare).image_size == size else size
+    copied = wrap(bare, preprocess=model.preprocess, title=title, family=family, image_size=size)
     own = {p.untyped_storage().data_ptr() for p in bare.parameters() if p.is_floating_point()}
     with torch.no_grad():
         for unit in heads:

@@ -205,3 +205,11 @@ def test_study_is_applied_to_its_own_model_only():
     assert study.apply(pruned, any_model=True).pruned == pruned.pruned
     with pytest.raises(ResultMismatch, match="this study is of the model"):
         study.apply(wrapped())
+
+
+def test_a_model_at_another_image_size():
+    model = mechvis.load("scenes-vit", image_size=96)
+    pruned = prune(model, head_units([(1, 2)]))
+    pixels = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    expected = model.run(pixels, edits=[mechvis.edits.zero("blocks.1.attn.hook_z", heads=[2])]).output
+    testing.assert_close(pruned.run(pixels).output, expected, 1e-5, "pruned at 96 pixels")

@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from circuits.edges.graph import EdgeGraph
 from circuits.search import acdc as module
 from circuits.search.acdc import TAUS, acdc, acdc_circuits, acdc_sweep
-from circuits.search.acdc_search import ENGINES, order_of
+from circuits.search.acdc_search import ENGINES, Settings, State, order_of, search
 from circuits.search.drops import Drops
 from circuits.search.select import select
 from circuits.task import task as make_task
@@ -224,6 +224,22 @@ def test_speculation_needs_few_forwards(cue):
     assert whole["forwards"] == whole["circuits"] == cue.graph.n_edges == 110
     assert fast["forwards"] < whole["forwards"] / 6
     assert fast["circuits"] + fast["unread"] == cue.graph.n_edges + fast["wasted"]
+
+
+def test_right_guesses_waste_nothing(cue, shortcut):
+    """With the increments of the same search to guess by, every row of every forward is used."""
+    for task in (cue, shortcut):
+        known = find(task, 1e-2, "sequential", prune=False)
+        drops, state = Drops(task, remember=False), State.at_start(task.graph)
+        settings = Settings(tau=1e-2, engine="speculative", order="late", ahead=8)
+        decided = sum(search(task.graph, drops, settings, order_of(task.graph), state, known.scores))
+        np.testing.assert_array_equal(state.kept, known.kept)
+        assert decided == task.graph.n_edges and state.cost["wasted"] == 0
+        assert drops.counts.circuits == task.graph.n_edges - state.cost["unread"]
+        wrong = State.at_start(task.graph)
+        list(search(task.graph, drops, settings, order_of(task.graph), wrong, 1.0 - known.scores))
+        np.testing.assert_array_equal(wrong.kept, known.kept)  # a wrong guess costs time, nothing else
+        assert wrong.cost["wasted"] > 0
 
 
 def test_edges_into_unread_components_count_nothing(cue):
