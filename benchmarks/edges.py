@@ -9,6 +9,7 @@ numbers, which is checked. Every measurement is a process of its own. Writes `ed
 
 import gc
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -29,7 +30,8 @@ WAYS = {
     "ig one by one": "EAP-IG, 10 steps, one row at a time, mechvis (`budget=` small)",
     "ig split": "EAP-IG, 10 steps one after the other, forked streams",
 }
-ROUNDS = 3
+ROUNDS = int(os.environ.get("ROUNDS", "3"))
+"""Timings per way, after the one in which memory is measured."""
 
 
 def one(way: str, size: str) -> dict[str, Any]:
@@ -138,8 +140,8 @@ def page(found: dict[str, Any], size: str) -> str:
             "# Edge attribution: time and memory per image",
             "",
             f"`python -m benchmarks.edges`: {size}, random weights, one image, all edges, float32, one CPU thread.",
-            "Time is the process's time on the processor (median of three); the peak is resident memory beyond model,",
-            "libraries and the recorded runs. *x backward*: of one forward and backward pass.",
+            f"Time is the process's time on the processor (median of {ROUNDS}); the peak is resident memory beyond",
+            "model, libraries and the recorded runs. *x backward*: of one forward and backward pass.",
             "",
             "| way | s | x backward | peak MiB |",
             "|---|---:|---:|---:|",

@@ -174,7 +174,8 @@ def order_of(graph: EdgeGraph, order: Order = "late") -> Int[np.ndarray, "edge t
         order: `late` or `early`.
 
     Example:
-        >>> [graph.writers[w] for w, r in order_of(graph := EdgeGraph((1,)))][:3]
+        >>> graph = EdgeGraph((1,))
+        >>> [graph.writers[writer] for writer, _ in order_of(graph)][:3]
         ['L0MLP', 'L0H0', 'embed']
     """
     writers, readers = graph.places.T

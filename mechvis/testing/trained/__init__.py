@@ -12,6 +12,7 @@ name                   what it is for
 `TASKS`, `task_of`     the tasks: generators, programs, placements
 `certify`, `gates`     measure a certificate; compare it with its bounds
 `area_under_curve`     AUROC of `active` against `out` for any scores by name
+`promoted`             scores of q, k and v edges as scores of node pairs, at which the truth is known
 =====================  ================================================================================================
 
 `python -m mechvis.testing.trained.build colour_if_shape --seed 0 --out DIR` trains one again.
@@ -25,7 +26,7 @@ from mechvis.testing.trained.placement import Placement
 from mechvis.testing.trained.shallow import area_under_curve
 from mechvis.testing.trained.task import PlantedTask
 from mechvis.testing.trained.tasks import TASKS, task_of
-from mechvis.testing.trained.truth import GRADES, Truth
+from mechvis.testing.trained.truth import GRADES, Truth, promoted
 
 __all__ = [
     "GRADES",
@@ -45,5 +46,6 @@ __all__ = [
     "gates",
     "load",
     "planted_models",
+    "promoted",
     "task_of",
 ]

@@ -16,7 +16,7 @@ A node is a whole head or MLP over all tokens; a unit is a node at one token gro
 its units: active, structural, free, out.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from mechvis.errors import UnknownName
@@ -45,12 +45,36 @@ class Truth:
         Raises:
             UnknownName: the model has no such edge.
         """
-        pair = name
-        for letter in (".q", ".k", ".v"):
-            pair = pair.removesuffix(letter)
+        pair = _pair(name)
         if pair not in self.edges:
             raise UnknownName(f"{name!r} is no edge of this model. Edges are called like L0H1->L1H2.q or L1MLP->out.")
         return self.edges[pair]
+
+
+def promoted(scores: Mapping[str, float]) -> dict[str, float]:
+    """Scores of edges at the level of queries, keys and values, as scores of node pairs: the one of largest size.
+
+    Training constrains whole heads: which of the three inputs of a head carries a variable is not known, so a finding
+    about one of them counts for the head.
+
+    Args:
+        scores: `L0H1->L1H2.q` -> score; names that are node pairs already stay.
+
+    Example:
+        >>> promoted({"L0H1->L1H2.q": 0.5, "L0H1->L1H2.v": -2.0, "L1MLP->out": 1.0})
+        {'L0H1->L1H2': -2.0, 'L1MLP->out': 1.0}
+    """
+    found: dict[str, float] = {}
+    for name, score in scores.items():
+        pair, score = _pair(name), float(score)
+        if pair not in found or abs(score) > abs(found[pair]) or score != score:
+            found[pair] = score
+    return found
+
+
+def _pair(edge: str) -> str:
+    """An edge without the letter of the input that it enters."""
+    return edge[:-2] if edge.endswith((".q", ".k", ".v")) else edge
 
 
 def truth_of(placement: Placement, changed: Collection[str], groups: Collection[str]) -> Truth:

@@ -142,7 +142,7 @@ def test_activations_by_hand():
         (lambda x: x.mean(1), True),
         (lambda x: x @ x.transpose(1, 2), False),
     ],
-    ids=str,
+    ids=["linear", "identity", "affine per place", "norm", "relu", "max", "mean", "product"],
 )
 @pytest.mark.parametrize("n", [1, 3])
 def test_what_is_affine(f, affine, n):

@@ -3,7 +3,7 @@
 import pytest
 
 from mechvis.errors import BadData, UnknownName
-from mechvis.testing.trained import GRADES, TASKS, Placement, area_under_curve, task_of
+from mechvis.testing.trained import GRADES, TASKS, Placement, area_under_curve, promoted, task_of
 from mechvis.testing.trained.places import check_place
 from mechvis.testing.trained.truth import truth_of
 
@@ -87,6 +87,14 @@ def test_every_place_exists_in_the_model(task):
     placement = task.placement(1)
     for place in (*placement.planted, *placement.free, *placement.outside_places):
         check_place(place, parts)
+
+
+def test_a_finding_about_one_input_counts_for_the_head():
+    scores = {"L0H0->L1H1.q": 0.1, "L0H0->L1H1.k": -3.0, "L0H0->L1H1.v": 2.0, "embed->L0MLP": 1.0}
+    assert promoted(scores) == {"L0H0->L1H1": -3.0, "embed->L0MLP": 1.0}
+    # A score that is no number must not vanish behind one that is.
+    found = promoted({"L0H0->L1H1.q": float("nan"), "L0H0->L1H1.k": 1.0})
+    assert found["L0H0->L1H1"] != found["L0H0->L1H1"]
 
 
 def test_area_under_curve():
