@@ -14,6 +14,7 @@ BENCH_INSTALLED := $(BENCH)/.installed
 PAGE := tests/mechvis/models/test_families.py::test_page_is_drawn_from_the_measurements_and_lists_every_family
 DEMO := demo
 TESTS ?=
+WORKERS ?= 2
 BENCH_OPTIONS ?=
 
 .DEFAULT_GOAL := help
@@ -36,8 +37,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)    ## the main job: CIGMA head sweep of the bundled classifier; table, pruned model and report in demo/
 	$(RUN) -m mechvis cigma --model scenes-vit --images scenes --out $(DEMO) --save-model $(DEMO)/pruned-model
 
+# Two processes with one thread each: on two cores that takes half the time of one process with two threads.
 test: $(INSTALLED)    ## the tests, without the slow ones (one file: make test TESTS=tests/test_package.py)
-	$(RUN) -m pytest -m "not slow" $(TESTS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow" -n $(WORKERS) --dist loadfile $(TESTS)
 
 # timm, open_clip and torchvision live in an environment of their own, laid over the first one: a torchvision that does
 # not fit the build of torch breaks `import transformers`, and must not do so where everything else is tested. Triton
