@@ -71,7 +71,8 @@ def alarm_threshold(comparison: Comparison, tolerated: float) -> Alarm:
     sets = table.filter(pl.col("role") == "other")
     if "accuracy" not in table.columns or sets["accuracy"].null_count():
         raise BadData(
-            "an alarm is set by sets whose accuracy is known; label all of them, for example by circuits.ladder."
+            "an alarm is set by sets whose accuracy is known; label all of them, for example with "
+            "circuits.comparison.ladder."
         )
     if sets["n"].n_unique() > 1:
         raise BadData(f"the sets were compared at {sets['n'].unique().to_list()} images; pass one window= for all.")

@@ -83,8 +83,8 @@ def css(
     """Circuit shift between two sets of images, from edge scores that were measured already.
 
     Args:
-        reference: per-image scores on the reference images: a `Result` of `circuits.data_graph` or `circuits.eap`, or
-            `[edge image]`.
+        reference: per-image scores on the reference images: a `Result` of `circuits.comparison.data_graph` or of
+            `circuits.eap`, or `[edge image]`.
         other: the same on the other images.
         graph: the architecture, for scores as arrays.
         kind: distance, see :mod:`circuits.comparison.distances`.
@@ -100,7 +100,8 @@ def css(
         UnknownName, OutOfRange, ShapeMismatch, NotFinite.
 
     Example:
-        >>> print(circuits.css(circuits.data_graph(model, known), circuits.data_graph(model, new)))   # doctest: +SKIP
+        >>> known, new = (circuits.comparison.data_graph(model, images) for images in (home, monday))  # doctest: +SKIP
+        >>> print(circuits.comparison.css(known, new))                                             # doctest: +SKIP
     """
     first, second = edge_scores(reference, graph, metric), edge_scores(other, graph, metric)
     if first.graph != second.graph:

@@ -77,7 +77,8 @@ def compare_data(
         rule: of the integration.
         window: images a side in the draws; default: as many as each set has, at most half of the scored reference.
         draws: of the noise floor, at least 20; default 200, with `mean_from="own"` 20.
-        threshold: an :class:`Alarm` (from `circuits.alarm_threshold`), or a shift: alarm above it, besides the floor.
+        threshold: an :class:`Alarm` (from `circuits.comparison.alarm_threshold`), or a shift: alarm above it, besides
+            the floor.
         resamples: of the intervals of the baselines and correlations.
         budget: memory for activations.
         seed: of the share for the means, of the draws, of the bootstrap.

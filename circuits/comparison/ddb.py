@@ -86,8 +86,8 @@ def ddb(
     """Dependency depth bias of one model on one set of images.
 
     Args:
-        scores: a `Result` of `circuits.eap` (or `circuits.data_graph`), `[edge image]` or `[edge]` in the order of
-            `graph.edges`, or a :class:`LayerDependency`.
+        scores: a `Result` of `circuits.comparison.data_graph` or `circuits.eap`, `[edge image]` or `[edge]` in the
+            order of `graph.edges`, or a :class:`LayerDependency`.
         graph: the architecture, for scores as an array.
         targets: where edges lead to: `out`, `deep` or `global`.
         tau: share of the layers in each band.

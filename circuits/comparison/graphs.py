@@ -57,15 +57,15 @@ def data_graph(
 
     Returns:
         One row per edge: effect in nats, with intervals over images and per-image values. It saves, loads and draws
-        itself, and `circuits.ddb`, `circuits.css`, `circuits.select` read it.
+        itself, and `circuits.comparison.ddb`, `circuits.comparison.css`, `circuits.select` read it.
 
     Raises:
         SplitOverlap: `mean_images` that are measured too.
         BadData, OutOfRange, UnknownName, UnsupportedModel, NotFinite: as :func:`circuits.task` and `circuits.eap`.
 
     Example:
-        >>> graph = circuits.data_graph(model, images)                                             # doctest: +SKIP
-        >>> print(circuits.ddb(graph))                                                             # doctest: +SKIP
+        >>> graph = circuits.comparison.data_graph(model, images)                                  # doctest: +SKIP
+        >>> print(circuits.comparison.ddb(graph))                                                  # doctest: +SKIP
     """
     measured_images, means = means_for(images, mean_images, mean_share, preset, seed)
     made, values = measured(

@@ -61,7 +61,7 @@ class Comparison:
         return found.row(0, named=True)
 
     def layers(self, name: str) -> Any:
-        """How the layers of one of the models draw on each other, for :func:`circuits.ddb` with other bands.
+        """How the layers of one of the models draw on each other, for :func:`circuits.comparison.ddb` with other bands.
 
         Raises:
             UnknownName: no such model.
