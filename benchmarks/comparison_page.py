@@ -93,8 +93,8 @@ def _models(parts: dict[str, Any]) -> Iterator[str]:
             yield f"| {target} | {group} | " + " | ".join(_value(own[pair]) for pair in pairs if pair in own) + " |"
     yield from (
         "",
-        "Mean Spearman over the targets, signs as they are (published, mean correlation: DDB out 0.766, accuracy at home "
-        "0.632):",
+        "Mean Spearman over the targets, signs as they are (published, mean correlation: DDB out 0.766, accuracy at "
+        "home 0.632):",
         "",
     )
     yield "| models | " + " | ".join(NAMES[name] for name in scores) + " |"
@@ -131,10 +131,11 @@ def _verdict(models: dict[str, Any]) -> Iterator[str]:
     }
     said = "; ".join(f"{words[sign]} {', '.join(names)}" for sign, names in signs.items() if names)
     yield (
-        f"{said}. So DDB tells which models draw on deep layers, and whether these hold better depends on the shift: "
-        "noise and colour casts harm what is computed deep (the shape) more than the texture of the background, and models "
-        f"that lean on the background keep more. In size it is above accuracy at home in {better} of {total} comparisons "
-        "(home holds 5 % conflicting scenes, so accuracy there already shows who leans on the background)."
+        f"{said}. So DDB tells which of these models draw on deep layers, and whether such models hold better depends "
+        "on the shift: noise and colour casts spoil the shape more than the texture of the background, which still "
+        "agrees with it there, so models that lean on the background keep more. In size DDB out is above accuracy at "
+        f"home in {better} of {total} comparisons (home holds 5 % conflicting scenes: accuracy there already shows who "
+        "leans on the background)."
     )
 
 

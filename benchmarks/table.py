@@ -48,7 +48,10 @@ def _times(rows: list[Row]) -> Iterator[str]:
         if row.status == "failed":
             yield f"| {row.title} | FAILED: {_cell(row.reason)} | | |" + (" |" if memory else "")
             continue
-        for name in [*row.seconds, *(name for name in row.failed if name not in row.seconds)]:
+        # Ours first, whatever order the rows were read back in (the file sorts names).
+        place = {name: (name != row.ours, "mechvis" not in name, taken) for name, taken in row.seconds.items()}
+        timed = sorted(row.seconds, key=place.__getitem__)
+        for name in [*timed, *(name for name in row.failed if name not in row.seconds)]:
             task = row.title if name == row.ours else ""
             shown = f"**{name}**" if name == row.best_peer else name
             if name in row.seconds:

@@ -416,3 +416,19 @@ def test_ratios(tmp_path):
     slow = [f"{title}: {goal['text']} {goal['value']:.3f}" for title, goal in goals
             if "bf16" not in goal["text"] and goal["value"] > 1.25 * float(goal["asked"].split()[1])]  # fmt: skip
     assert not slow
+
+
+def test_the_page_shows_us_first_in_every_row_also_after_the_disk_sorted_the_names(race):
+    from benchmarks import table
+
+    row = race.Row(
+        key="sweeps/x",
+        title="a task",
+        ours="mechvis.sweep",
+        seconds={"A peer": 1.0, "mechvis, another way": 3.0, "mechvis.sweep": 2.0, "quick peer": 0.5},
+        ratios={"A peer": 2.0, "mechvis, another way": 0.7, "quick peer": 4.0},
+    )
+    lines = [line for line in table._times([row]) if line.startswith("|")][2:]
+    names = [line.split("|")[2].strip() for line in lines]
+    assert names == ["mechvis.sweep", "mechvis, another way", "quick peer", "A peer"]
+    assert lines[0].startswith("| a task |") and all(line.startswith("|  |") for line in lines[1:])
