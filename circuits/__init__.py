@@ -6,9 +6,9 @@ From pairs of images to a tested circuit, each step one function:
     task = circuits.task(model, pairs)                   # what is to be explained: images, ablation, metric
     circuits.patch(model, pairs, units="heads")          # which components, exactly
     scores = circuits.eap(task)                          # which edges, estimated; how far that is off is measured
-    circuit = circuits.select(scores, 50)                # a circuit; or circuits.acdc(task, 0.01),
-    circuits.edge_pruning(task) circuits.evaluate(circuit, other_task)               # is it enough, is it needed, is it
-    better than chance? circuits.draw(circuit, path="circuit.svg")
+    circuit = circuits.select(scores, 50)                # a circuit; or circuits.acdc(task, 0.01)
+    circuits.evaluate(circuit, other_task)               # enough? needed? better than chance?
+    circuits.draw(circuit, path="circuit.svg")
 
 Sub-packages: `pairs` (clean and corrupt images), `patching`, `edges` (runs with cut edges), `attribution`, `search`,
 `evaluation`, `comparison` (between models and data sets), `weights` (what weights alone say), `contextual`

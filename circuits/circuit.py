@@ -234,7 +234,8 @@ class Circuit:
         import polars as pl
 
         folder = Path(folder)
-        manifest = files.read_manifest(folder, "circuit.json", check=lambda found: _check_version(folder, found))
+        check = files.only_format(folder / "circuit.json", FORMAT, FORMAT_VERSION, "a circuit")
+        manifest = files.read_manifest(folder, "circuit.json", check=check)
         content = files.read_together(folder, manifest, "edges.parquet")
         try:
             table = pl.read_parquet(io.BytesIO(content))
@@ -327,15 +328,3 @@ def _frozen(array: np.ndarray) -> np.ndarray:
     array = array.copy()
     array.flags.writeable = False
     return array
-
-
-def _check_version(folder: Path, manifest: dict) -> None:
-    if manifest.get("format") != FORMAT:
-        raise ResultMismatch(f"{folder} does not hold a circuit: its format is {manifest.get('format')!r}.")
-    version = manifest.get("version")
-    if not isinstance(version, int) or version < 1:
-        raise StoreCorrupt(f"{folder / 'circuit.json'} has the format version {version!r}, which is none.")
-    if version > FORMAT_VERSION:
-        raise ResultMismatch(
-            f"{folder} was written in format version {version}; this mechvis reads up to {FORMAT_VERSION}. Upgrade."
-        )

@@ -153,7 +153,7 @@ class Study:
         self.scores.save(folder / "scores")
         if self.true_positives is not None:
             self.true_positives.save(folder / "scores_true_positives")
-        content = {f"{name}.parquet": _parquet(getattr(self, name)) for name in _FRAMES}
+        content = {f"{name}.parquet": files.parquet_bytes(getattr(self, name)) for name in _FRAMES}
         content["examples.safetensors"] = save({k: np.ascontiguousarray(v) for k, v in self.examples.items()})
         manifest = {
             "format": FORMAT,
@@ -260,9 +260,3 @@ def example_pictures(
         "before": before.correct[index],
         "after": after.correct[index],
     }
-
-
-def _parquet(table: pl.DataFrame) -> bytes:
-    buffer = io.BytesIO()
-    table.write_parquet(buffer)
-    return buffer.getvalue()

@@ -14,6 +14,7 @@ not after the last one.
 """
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -22,11 +23,14 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from mechvis.errors import NotFinite, OutputNotWritable, ShapeMismatch, StoreCorrupt
+from mechvis.errors import NotFinite, OutputNotWritable, ResultMismatch, ShapeMismatch, StoreCorrupt
+
+if TYPE_CHECKING:
+    import polars as pl
 
 JSON_LIMIT = 256 * 2**20
 """Largest JSON file that is read, in bytes: a manifest is small, and parsing costs many times its size in memory."""
@@ -185,6 +189,13 @@ def plain_json(value: Any, where: str = "value") -> Any:
     )
 
 
+def parquet_bytes(table: "pl.DataFrame") -> bytes:
+    """The bytes of a Parquet file that holds `table`, for :func:`write_together`."""
+    buffer = io.BytesIO()
+    table.write_parquet(buffer)
+    return buffer.getvalue()
+
+
 def checksum(data: bytes) -> str:
     """SHA-256 of bytes, in hex."""
     return hashlib.sha256(data).hexdigest()
@@ -283,6 +294,37 @@ def read_manifest(folder: str | Path, manifest_name: str, check: Callable[[dict]
     if manifest.get("checksum") != checksum(canonical_json(rest).encode()):
         raise StoreCorrupt(f"{path} was changed after it was written: its checksum does not fit.")
     return manifest
+
+
+def only_format(place: Path, form: str, version: int, what: str) -> Callable[[dict], None]:
+    """A `check` for :func:`read_manifest`: this format, in a version that this reader knows.
+
+    Args:
+        place: the manifest, for the messages.
+        form: the `format` that it must have, e.g. `mechvis.circuit`.
+        version: the latest version that is understood.
+        what: the thing in words, e.g. `a circuit`.
+
+    Returns:
+        A function of the manifest that raises ResultMismatch (another format, a later version) or StoreCorrupt
+        (a version that is none).
+    """
+
+    def check(manifest: dict) -> None:
+        if manifest.get("format") != form:
+            raise ResultMismatch(
+                f"{place.parent} does not hold {what}: its format is {manifest.get('format')!r}, not {form!r}."
+            )
+        found = manifest.get("version")
+        if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+            raise StoreCorrupt(f"{place} has the format version {found!r}, which is none.")
+        if found > version:
+            raise ResultMismatch(
+                f"{place.parent} was written in format version {found}; this mechvis reads up to {version}. "
+                "Upgrade mechvis to read it."
+            )
+
+    return check
 
 
 def read_together(folder: str | Path, manifest: Mapping, name: str) -> bytes:

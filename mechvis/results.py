@@ -26,7 +26,6 @@ from mechvis.errors import (
     MissingPackage,
     NotFinite,
     OutOfRange,
-    ResultMismatch,
     ShapeMismatch,
     StoreCorrupt,
     unknown,
@@ -347,11 +346,11 @@ class Result:
 
         folder = files.ensure_writable(folder)
         content = {
-            "table.parquet": _parquet(self.table),
+            "table.parquet": files.parquet_bytes(self.table),
             "values.safetensors": tensors({name: np.ascontiguousarray(v) for name, v in self.values.items()}),
         }
         if self.images is not None:
-            content["images.parquet"] = _parquet(self.images)
+            content["images.parquet"] = files.parquet_bytes(self.images)
         files.write_together(
             folder,
             content,
@@ -381,7 +380,8 @@ class Result:
         from safetensors.numpy import load as tensors
 
         folder = Path(folder)
-        manifest = files.read_manifest(folder, "result.json", check=lambda found: _check_version(folder, found))
+        check = files.only_format(folder / "result.json", FORMAT, FORMAT_VERSION, "a result")
+        manifest = files.read_manifest(folder, "result.json", check=check)
         content = {
             name: files.read_together(folder, manifest, name)
             for name in ("table.parquet", "values.safetensors", "images.parquet")
@@ -543,27 +543,6 @@ def _checked_values(name: str, values: np.ndarray, table: pl.DataFrame, images: 
     values = values.view()
     values.flags.writeable = False
     return values
-
-
-def _check_version(folder: Path, manifest: dict) -> None:
-    if manifest.get("format") != FORMAT:
-        raise ResultMismatch(
-            f"{folder} does not hold a result: its format is {manifest.get('format')!r}, not {FORMAT!r}."
-        )
-    version = manifest.get("version")
-    if not isinstance(version, int) or version < 1:
-        raise StoreCorrupt(f"{folder / 'result.json'} has the format version {version!r}, which is none.")
-    if version > FORMAT_VERSION:
-        raise ResultMismatch(
-            f"{folder} was written in format version {version}; this mechvis reads up to "
-            f"{FORMAT_VERSION}. Upgrade mechvis to read it."
-        )
-
-
-def _parquet(table: pl.DataFrame) -> bytes:
-    buffer = io.BytesIO()
-    table.write_parquet(buffer)
-    return buffer.getvalue()
 
 
 def _interval(row: Mapping[str, Any]) -> str:

@@ -20,7 +20,9 @@ PAGES += (
     "docs/store.md",
     "docs/circuits.md",
     "docs/scenes_circuit.md",
+    "benchmarks/comparison.md",
     "benchmarks/edges.md",
+    "benchmarks/planted_circuits.md",
     "benchmarks/loading.md",
     "benchmarks/results.md",
 )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mechvis import files
-from mechvis.errors import ResultMismatch, StoreCorrupt, UnknownName, nearest
+from mechvis.errors import StoreCorrupt, UnknownName, nearest
 
 FORMAT = "mechvis.causal_paths"
 FORMAT_VERSION = 1
@@ -109,7 +109,7 @@ class PathGraph:
         from safetensors.numpy import save as tensors
 
         folder = files.ensure_writable(folder)
-        content = {f"{name}.parquet": _parquet(getattr(self, name)) for name in _FRAMES}
+        content = {f"{name}.parquet": files.parquet_bytes(getattr(self, name)) for name in _FRAMES}
         content["values.safetensors"] = tensors({name: np.ascontiguousarray(v) for name, v in self.values.items()})
         manifest = {"format": FORMAT, "version": FORMAT_VERSION, **{name: getattr(self, name) for name in _PLAIN}}
         files.write_together(folder, content, MANIFEST, files.plain_json(manifest, "causal paths"))
@@ -128,7 +128,8 @@ class PathGraph:
         from safetensors.numpy import load as tensors
 
         folder = Path(folder)
-        manifest = files.read_manifest(folder, MANIFEST, check=lambda found: _check_version(folder, found))
+        check = files.only_format(folder / MANIFEST, FORMAT, FORMAT_VERSION, "causal paths")
+        manifest = files.read_manifest(folder, MANIFEST, check=check)
         content = {name: files.read_together(folder, manifest, name) for name in manifest["files"]}
         try:
             frames = {name: pl.read_parquet(io.BytesIO(content[f"{name}.parquet"])) for name in _FRAMES}
@@ -167,21 +168,3 @@ def _row(table: Any, column: str, name: str) -> dict[str, Any]:
         known = table[column].to_list()
         raise UnknownName(f"{name!r} is not in the graph. Nearest: {', '.join(nearest(name, known)) or 'none'}.")
     return found.row(0, named=True)
-
-
-def _parquet(table: Any) -> bytes:
-    buffer = io.BytesIO()
-    table.write_parquet(buffer)
-    return buffer.getvalue()
-
-
-def _check_version(folder: Path, manifest: dict) -> None:
-    if manifest.get("format") != FORMAT:
-        raise ResultMismatch(f"{folder} does not hold causal paths: its format is {manifest.get('format')!r}.")
-    version = manifest.get("version")
-    if not isinstance(version, int) or version < 1:
-        raise StoreCorrupt(f"{folder / MANIFEST} has the format version {version!r}, which is none.")
-    if version > FORMAT_VERSION:
-        raise ResultMismatch(
-            f"{folder} was written in format version {version}; this mechvis reads up to {FORMAT_VERSION}. Upgrade."
-        )

@@ -111,11 +111,11 @@ class Comparison:
 
         folder = files.ensure_writable(folder)
         content = {
-            "table.parquet": _parquet(self.table),
+            "table.parquet": files.parquet_bytes(self.table),
             "arrays.safetensors": save({name: np.ascontiguousarray(value) for name, value in self.arrays.items()}),
         }
         if self.correlations is not None:
-            content["correlations.parquet"] = _parquet(self.correlations)
+            content["correlations.parquet"] = files.parquet_bytes(self.correlations)
         manifest = {
             "format": FORMAT,
             "version": FORMAT_VERSION,
@@ -140,7 +140,8 @@ class Comparison:
         from safetensors.numpy import load
 
         folder = Path(folder)
-        manifest = files.read_manifest(folder, MANIFEST, check=lambda found: _check_version(folder, found))
+        check = files.only_format(folder / MANIFEST, FORMAT, FORMAT_VERSION, "a comparison")
+        manifest = files.read_manifest(folder, MANIFEST, check=check)
         names = [name for name in ("table.parquet", "correlations.parquet") if name in manifest["files"]]
         tables = {}
         try:
@@ -173,21 +174,3 @@ class Comparison:
 def load_comparison(folder: str | Path) -> Comparison:
     """Read the folder of a comparison; see :meth:`Comparison.load`."""
     return Comparison.load(folder)
-
-
-def _parquet(table: pl.DataFrame) -> bytes:
-    buffer = io.BytesIO()
-    table.write_parquet(buffer)
-    return buffer.getvalue()
-
-
-def _check_version(folder: Path, manifest: dict) -> None:
-    if manifest.get("format") != FORMAT:
-        raise ResultMismatch(f"{folder} does not hold a comparison: its format is {manifest.get('format')!r}.")
-    version = manifest.get("version")
-    if not isinstance(version, int) or version < 1:
-        raise StoreCorrupt(f"{folder / MANIFEST} has the format version {version!r}, which is none.")
-    if version > FORMAT_VERSION:
-        raise ResultMismatch(
-            f"{folder} was written in format version {version}; this mechvis reads up to {FORMAT_VERSION}. Upgrade."
-        )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mechvis import files
-from mechvis.errors import ResultMismatch, StoreCorrupt, unknown
+from mechvis.errors import StoreCorrupt, unknown
 
 FORMAT = "mechvis.edit_card"
 FORMAT_VERSION = 1
@@ -72,7 +72,7 @@ class EditCard:
             OutputNotWritable: says what and why.
         """
         folder = files.ensure_writable(folder)
-        content = {f"{name}.parquet": _parquet(getattr(self, name)) for name in _FRAMES}
+        content = {f"{name}.parquet": files.parquet_bytes(getattr(self, name)) for name in _FRAMES}
         manifest = {"format": FORMAT, "version": FORMAT_VERSION, **{name: getattr(self, name) for name in _PLAIN}}
         files.write_together(folder, content, MANIFEST, files.plain_json(manifest, "edit card"))
         files.write_text(folder / "edit_card.md", self.to_markdown())
@@ -89,7 +89,8 @@ class EditCard:
         import polars as pl
 
         folder = Path(folder)
-        manifest = files.read_manifest(folder, MANIFEST, check=lambda found: _check_version(folder, found))
+        check = files.only_format(folder / MANIFEST, FORMAT, FORMAT_VERSION, "an edit card")
+        manifest = files.read_manifest(folder, MANIFEST, check=check)
         content = {name: files.read_together(folder, manifest, name) for name in manifest["files"]}
         try:
             frames = {name: pl.read_parquet(io.BytesIO(content[f"{name}.parquet"])) for name in _FRAMES}
@@ -154,21 +155,3 @@ def _ends(row: dict[str, Any]) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
-
-
-def _parquet(table: Any) -> bytes:
-    buffer = io.BytesIO()
-    table.write_parquet(buffer)
-    return buffer.getvalue()
-
-
-def _check_version(folder: Path, manifest: dict) -> None:
-    if manifest.get("format") != FORMAT:
-        raise ResultMismatch(f"{folder} does not hold an edit card: its format is {manifest.get('format')!r}.")
-    version = manifest.get("version")
-    if not isinstance(version, int) or version < 1:
-        raise StoreCorrupt(f"{folder / MANIFEST} has the format version {version!r}, which is none.")
-    if version > FORMAT_VERSION:
-        raise ResultMismatch(
-            f"{folder} was written in format version {version}; this mechvis reads up to {FORMAT_VERSION}. Upgrade."
-        )

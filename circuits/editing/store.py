@@ -78,7 +78,8 @@ def load_edit(folder: str | Path, model: Any = None) -> ModelEdit:
     from safetensors.torch import load as unpacked
 
     folder = Path(folder)
-    manifest = files.read_manifest(folder, MANIFEST, check=lambda found: _check_version(folder, found))
+    check = files.only_format(folder / MANIFEST, FORMAT, FORMAT_VERSION, "an edit")
+    manifest = files.read_manifest(folder, MANIFEST, check=check)
     content = {name: files.read_together(folder, manifest, name) for name in manifest["files"]}
     try:
         tensors = {name: unpacked(data) for name, data in content.items()}
@@ -102,15 +103,3 @@ def load_edit(folder: str | Path, model: Any = None) -> ModelEdit:
             f"{model.fingerprint}."
         )
     return edit
-
-
-def _check_version(folder: Path, manifest: dict) -> None:
-    if manifest.get("format") != FORMAT:
-        raise ResultMismatch(f"{folder} does not hold an edit: its format is {manifest.get('format')!r}.")
-    version = manifest.get("version")
-    if not isinstance(version, int) or version < 1:
-        raise StoreCorrupt(f"{folder / MANIFEST} has the format version {version!r}, which is none.")
-    if version > FORMAT_VERSION:
-        raise ResultMismatch(
-            f"{folder} was written in format version {version}; this mechvis reads up to {FORMAT_VERSION}. Upgrade."
-        )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mechvis import files
-from mechvis.errors import ResultMismatch, StoreCorrupt
+from mechvis.errors import StoreCorrupt
 
 MANIFEST = "evaluation.json"
 _ARRAYS = "values.safetensors"
@@ -41,7 +41,7 @@ def save(
     from safetensors.numpy import save as tensors
 
     folder = files.ensure_writable(folder)
-    content = {f"{name}.parquet": _parquet(table) for name, table in tables.items() if table is not None}
+    content = {f"{name}.parquet": files.parquet_bytes(table) for name, table in tables.items() if table is not None}
     content[_ARRAYS] = tensors({name: np.ascontiguousarray(value) for name, value in arrays.items()})
     manifest = {"format": form, "version": version, "facts": dict(facts)}
     files.write_together(folder, content, MANIFEST, manifest)
@@ -62,17 +62,7 @@ def load(
 
     folder = Path(folder)
 
-    def check(manifest: dict) -> None:
-        if manifest.get("format") != form:
-            raise ResultMismatch(f"{folder} does not hold {what}: its format is {manifest.get('format')!r}.")
-        found = manifest.get("version")
-        if not isinstance(found, int) or found < 1:
-            raise StoreCorrupt(f"{folder / MANIFEST} has the format version {found!r}, which is none.")
-        if found > version:
-            raise ResultMismatch(
-                f"{folder} was written in format version {found}; this mechvis reads up to {version}. Upgrade."
-            )
-
+    check = files.only_format(folder / MANIFEST, form, version, what)
     manifest = files.read_manifest(folder, MANIFEST, check=check)
     content = {name: files.read_together(folder, manifest, name) for name in manifest["files"]}
     with reading(folder):
@@ -95,9 +85,3 @@ def reading(folder: str | Path) -> Iterator[None]:
         yield
     except (*errors, KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreCorrupt(f"{folder} does not hold what its manifest says: {error}") from error
-
-
-def _parquet(table: Any) -> bytes:
-    buffer = io.BytesIO()
-    table.write_parquet(buffer)
-    return buffer.getvalue()

@@ -15,7 +15,7 @@ from circuits.subspace.interchange import checked_rows, interchange
 from circuits.subspace.place import Place
 from mechvis import edits, files
 from mechvis.edits import Edit
-from mechvis.errors import BadData, NotFinite, ResultMismatch, ShapeMismatch, StoreCorrupt, unknown
+from mechvis.errors import BadData, NotFinite, ShapeMismatch, StoreCorrupt, unknown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -182,7 +182,7 @@ class SubspaceStudy:
         from safetensors.torch import save
 
         folder = files.ensure_writable(folder)
-        content = {f"{name}.parquet": _parquet(getattr(self, name)) for name in _FRAMES}
+        content = {f"{name}.parquet": files.parquet_bytes(getattr(self, name)) for name in _FRAMES}
         content["subspaces.safetensors"] = save(
             {name: rows.detach().cpu().contiguous() for name, rows in self.subspaces.items()}
         )
@@ -207,7 +207,8 @@ class SubspaceStudy:
         from safetensors.torch import load
 
         folder = Path(folder)
-        manifest = files.read_manifest(folder, MANIFEST, check=lambda found: _check_version(folder, found))
+        check = files.only_format(folder / MANIFEST, FORMAT, FORMAT_VERSION, "a subspace study")
+        manifest = files.read_manifest(folder, MANIFEST, check=check)
         name = MANIFEST
         try:
             frames = {}
@@ -259,20 +260,3 @@ _PLAIN = ("variable", "hook", "width", "k", "seed", "images", "settings", "prove
 def load_subspace_study(folder: str | Path) -> SubspaceStudy:
     """Read a study folder; see :meth:`SubspaceStudy.load`."""
     return SubspaceStudy.load(folder)
-
-
-def _check_version(folder: Path, manifest: dict) -> None:
-    if manifest.get("format") != FORMAT:
-        raise StoreCorrupt(f"{folder} holds {manifest.get('format')!r}, not {FORMAT!r}.")
-    version = manifest.get("version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise ResultMismatch(
-            f"{folder} was written in version {version} of its format, this reader knows up to {FORMAT_VERSION}. "
-            "Update mechvis."
-        )
-
-
-def _parquet(table: pl.DataFrame) -> bytes:
-    buffer = io.BytesIO()
-    table.write_parquet(buffer)
-    return buffer.getvalue()

@@ -14,7 +14,7 @@ from pathlib import Path
 import polars as pl
 
 from mechvis import files
-from mechvis.errors import OutOfRange, ResultMismatch, ShapeMismatch, StoreCorrupt, unknown
+from mechvis.errors import OutOfRange, ShapeMismatch, StoreCorrupt, unknown
 
 FORMAT = "mechvis.weights"
 FORMAT_VERSION = 1
@@ -102,7 +102,8 @@ class WeightTable:
             ResultMismatch: not such a table, or written by a later version.
         """
         folder = Path(folder)
-        manifest = files.read_manifest(folder, MANIFEST, check=lambda found: _check_version(folder, found))
+        check = files.only_format(folder / MANIFEST, FORMAT, FORMAT_VERSION, "a table of weights")
+        manifest = files.read_manifest(folder, MANIFEST, check=check)
         data = files.read_together(folder, manifest, "table.parquet")
         try:
             table = pl.read_parquet(io.BytesIO(data))
@@ -138,13 +139,3 @@ class WeightTable:
 def load_weights(folder: str | Path) -> WeightTable:
     """A saved :class:`WeightTable`; see :meth:`WeightTable.load`."""
     return WeightTable.load(folder)
-
-
-def _check_version(folder: Path, manifest: dict) -> None:
-    if manifest.get("format") != FORMAT:
-        raise ResultMismatch(f"{folder} holds {manifest.get('format')!r}, not a table of weights ({FORMAT!r}).")
-    version = manifest.get("version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise ResultMismatch(
-            f"{folder} was written in version {version} of {FORMAT!r}; this mechvis reads up to {FORMAT_VERSION}."
-        )

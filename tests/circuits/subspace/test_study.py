@@ -146,7 +146,7 @@ def test_damaged_and_foreign_folders_are_refused(study, tmp_path):
     with pytest.raises(ResultMismatch, match="version 99"):
         load_subspace_study(folder)
     (folder / "subspace.json").write_text(json.dumps({**manifest, "format": "mechvis.cigma"}))
-    with pytest.raises(StoreCorrupt, match=r"'mechvis\.cigma', not 'mechvis\.subspace'"):
+    with pytest.raises(ResultMismatch, match=r"'mechvis\.cigma', not 'mechvis\.subspace'"):
         load_subspace_study(folder)
 
 

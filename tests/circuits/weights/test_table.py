@@ -75,8 +75,8 @@ def test_damaged_and_foreign_folders(tmp_path):
     later = json.loads((V1 / "weights.json").read_text())
     (tmp_path / "later").mkdir()
     (tmp_path / "later" / "weights.json").write_text(json.dumps({**later, "version": 2}))
-    with pytest.raises(ResultMismatch, match="was written in version 2"):
+    with pytest.raises(ResultMismatch, match="was written in format version 2"):
         load_weights(tmp_path / "later")
     (tmp_path / "later" / "weights.json").write_text(json.dumps({**later, "format": "mechvis.result"}))
-    with pytest.raises(ResultMismatch, match=r"holds 'mechvis\.result', not a table of weights"):
+    with pytest.raises(ResultMismatch, match=r"not hold a table of weights: its format is 'mechvis\.result'"):
         load_weights(tmp_path / "later")
