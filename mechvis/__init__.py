@@ -25,7 +25,9 @@ __all__ = publish(
         "sweep": "mechvis.sweep",
         "harvest": "mechvis.store.harvest",
         "certified_top": "mechvis.certified",
+        "decompose": "mechvis.decompose",
         "Result": "mechvis.results",
+        "Record": "mechvis.record",
         "ImageSet": "mechvis.data.images",
         "HookedViT": "mechvis.hooked",
         "HookedCLIP": "mechvis.clip",
@@ -39,10 +41,12 @@ if TYPE_CHECKING:  # for editors and type checkers
     from mechvis.certified import certified_top
     from mechvis.clip import HookedCLIP
     from mechvis.data.images import ImageSet
+    from mechvis.decompose import decompose
     from mechvis.face import Face
     from mechvis.hooked import HookedViT
     from mechvis.means import means
     from mechvis.models.load import load
+    from mechvis.record import Record
     from mechvis.results import Result
     from mechvis.store.harvest import harvest
     from mechvis.sweep import sweep

@@ -1,0 +1,234 @@
+"""What a read-out returns: tables, arrays and words about them, in one type that saves, reloads, prints and reports.
+
+A :class:`mechvis.results.Result` holds effects of units. Everything else that is found out (the accuracy of probes per
+layer, texts that span a head, concepts with their maps) is a :class:`Record`: some tables, the first being the answer,
+some arrays, single facts, what each column means, and how far to believe it. A method gives its record a name and the
+questions that people ask of it by a small sub-class:
+
+    class Timeline(Record):
+        KIND = "timeline"
+
+        def early_share(self) -> float: ...
+
+On disk a record is a folder: `record.json` (kind, facts, words, provenance, checksums), one Parquet file per table and
+`arrays.safetensors`. Nothing in it can run code.
+"""
+
+import io
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+import polars as pl
+
+from mechvis import files
+from mechvis.errors import BadData, NotFinite, ResultMismatch, ShapeMismatch, StoreCorrupt, unknown
+
+if TYPE_CHECKING:
+    from mechvis.report.blocks import Block
+
+FORMAT = "mechvis.record"
+FORMAT_VERSION = 1
+MANIFEST = "record.json"
+_ARRAYS = "arrays.safetensors"
+_SHOWN = 12
+"""Rows of the first table that are printed."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Record:
+    """What a method found: tables, arrays, facts, what they mean and how far to believe them.
+
+    Raises:
+        BadData: no table, or names that cannot be file names.
+        NotFinite: NaN or Inf in the facts.
+
+    Example:
+        >>> layers = pl.DataFrame({"layer": [0], "accuracy": [0.5]})
+        >>> found = Record(kind="probe", title="Probes", tables={"layers": layers})
+        >>> found.table["accuracy"][0]
+        0.5
+    """
+
+    KIND: ClassVar[str] = ""
+    """Set by a sub-class: the kind of its records, which `load` insists on."""
+
+    kind: str = ""
+    """What was done, one word for programs."""
+    title: str
+    """What was done, in words for people."""
+    tables: dict[str, pl.DataFrame]
+    """What was found; the first table is the answer."""
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    """Numbers that are no table: weights, maps, directions."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Single numbers and settings, JSON."""
+    words: dict[str, str] = field(default_factory=dict)
+    """What the columns and facts hold, in words: by name."""
+    caveats: tuple[str, ...] = ()
+    """How far to believe it: one sentence each."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """What must be known to repeat it, from :func:`mechvis.provenance.provenance`."""
+
+    def __post_init__(self):
+        if not self.kind:
+            object.__setattr__(self, "kind", self.KIND)
+        if not self.kind or (self.KIND and self.kind != self.KIND):
+            raise BadData(f"a {type(self).__name__} is of kind {self.KIND or 'its own'!r}, got {self.kind!r}.")
+        if not self.tables:
+            raise BadData(f"the record {self.title!r} has no table.")
+        for name in self.tables:
+            if files.safe_name(name) != name:
+                raise BadData(f"the table {name!r} becomes a file: use lower-case letters, digits, - and _.")
+        for name, array in self.arrays.items():
+            if not isinstance(array, np.ndarray) or array.dtype == object:
+                raise ShapeMismatch(f"the array {name!r} is a {type(array).__name__}, not numbers in a numpy array.")
+        object.__setattr__(self, "facts", files.plain_json(self.facts, "facts"))
+        object.__setattr__(self, "provenance", files.plain_json(self.provenance, "provenance"))
+        object.__setattr__(self, "caveats", tuple(self.caveats))
+
+    @property
+    def table(self) -> pl.DataFrame:
+        """The first table: the answer."""
+        return next(iter(self.tables.values()))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the record into a folder (Parquet, safetensors, JSON with checksums); a crash leaves old or new.
+
+        Raises:
+            OutputNotWritable: says what and why.
+        """
+        from safetensors.numpy import save
+
+        content = {f"{name}.parquet": files.parquet_bytes(table) for name, table in self.tables.items()}
+        content[_ARRAYS] = save({name: np.ascontiguousarray(array) for name, array in self.arrays.items()})
+        manifest = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "kind": self.kind,
+            "title": self.title,
+            "tables": list(self.tables),
+            "facts": self.facts,
+            "words": self.words,
+            "caveats": self.caveats,
+            "provenance": self.provenance,
+        }
+        files.write_together(Path(folder), content, MANIFEST, manifest)
+        return Path(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read what :meth:`save` wrote, verified.
+
+        Raises:
+            StoreCorrupt: a file is missing, truncated or changed.
+            ResultMismatch: a record of another kind, another format, or a later version.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        folder = Path(folder)
+        check = files.only_format(folder / MANIFEST, FORMAT, FORMAT_VERSION, "a record")
+        manifest = files.read_manifest(folder, MANIFEST, check=check)
+        if cls.KIND and manifest.get("kind") != cls.KIND:
+            raise ResultMismatch(f"{folder} holds a record of kind {manifest.get('kind')!r}, not {cls.KIND!r}.")
+        content = {name: files.read_together(folder, manifest, name) for name in manifest["files"]}
+        errors = (pl.exceptions.PolarsError, pl.exceptions.PanicException, SafetensorError)
+        try:
+            return cls(
+                tables={name: pl.read_parquet(io.BytesIO(content[f"{name}.parquet"])) for name in manifest["tables"]},
+                arrays=load(content[_ARRAYS]),
+                caveats=tuple(manifest["caveats"]),
+                **{name: manifest[name] for name in ("kind", "title", "facts", "words", "provenance")},
+            )
+        except (*errors, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StoreCorrupt(f"{folder} does not hold what its manifest says: {error}") from error
+
+    def figures(self) -> "list[Block]":
+        """Figures for the report, first to last; none here: a sub-class that draws overrides this."""
+        return []
+
+    def report(self, path: str | Path) -> Path:
+        """Write one self-contained HTML file: the tables, figures, how far to believe it, what the words mean.
+
+        Raises:
+            OutputNotWritable: says what and why.
+        """
+        from mechvis.report.blocks import Facts, Section, Table, Text
+        from mechvis.report.build import write_report
+
+        first, *others = self.tables.items()
+        believe = [Text("\n\n".join(self.caveats))] if self.caveats else []
+        more = [Section(name.replace("_", " "), [Table(_flat(df), f"{df.height} rows.")]) for name, df in others]
+        facts = {name: value for name, value in self.facts.items() if not isinstance(value, list | dict)}
+        sections = [
+            Section("What was found", [*self.figures(), Table(_flat(first[1]), f"{first[1].height} rows.")]),
+            Section("How far to believe it", [*believe, *([Facts(facts)] if facts else [])]),
+            *more,
+            *([Section("What the words mean", [Facts(self.words)])] if self.words else []),
+        ]
+        model = self.provenance.get("model", {}).get("name", "a model")
+        return write_report(path, self.title, f"{self.kind} · {model}", sections, self.provenance)
+
+    def pick(self, **where: Any) -> dict[str, Any]:
+        """The one row of the first table in which these columns have these values.
+
+        Raises:
+            UnknownName: no such column.
+            BadData: no row, or more than one.
+        """
+        found = self.table
+        for column, value in where.items():
+            if column not in found.columns:
+                raise unknown("column", column, found.columns)
+            found = found.filter(pl.col(column) == value)
+        if found.height != 1:
+            raise BadData(f"{found.height} rows of {self.title!r} have {where}; exactly one is wanted.")
+        return found.row(0, named=True)
+
+    def __repr__(self) -> str:
+        more = {name: table.height for name, table in list(self.tables.items())[1:]}
+        also = f"\nalso: {', '.join(f'{name} ({n} rows)' for name, n in more.items())}" if more else ""
+        said = "".join(f"\n- {line}" for line in self.caveats)
+        shown = pl.Config(
+            tbl_rows=_SHOWN,
+            tbl_cols=14,
+            tbl_width_chars=160,
+            float_precision=4,
+            tbl_hide_dataframe_shape=True,
+            tbl_hide_column_data_types=True,
+        )
+        with shown:
+            return f"{self.title} ({self.table.height} rows)\n{_flat(self.table)}{also}{said}"
+
+    def _repr_html_(self) -> str:
+        said = "".join(f"<li>{escape(line)}</li>" for line in self.caveats)
+        return f"<b>{escape(self.title)}</b>{_flat(self.table)._repr_html_()}<ul>{said}</ul>"
+
+
+def load_record(folder: str | Path) -> Record:
+    """A saved record of any kind; see :meth:`Record.load`."""
+    return Record.load(folder)
+
+
+def finite(name: str, array: np.ndarray) -> np.ndarray:
+    """The array, if it holds no NaN or Inf.
+
+    Raises:
+        NotFinite: says where the first one is.
+    """
+    bad = ~np.isfinite(array)
+    if bad.any():
+        place = [int(i) for i in np.argwhere(bad)[0]]
+        raise NotFinite(f"{name} holds {int(bad.sum())} NaN or Inf values, the first at {place}.")
+    return array
+
+
+def _flat(table: pl.DataFrame) -> pl.DataFrame:
+    """Columns of lists as text, so that a table can be shown anywhere."""
+    lists = [name for name, kind in table.schema.items() if isinstance(kind, pl.List)]
+    return table.with_columns(
+        pl.col(name).map_elements(lambda cell: ", ".join(map(str, cell)), return_dtype=pl.String) for name in lists
+    )
