@@ -116,8 +116,8 @@ def page(found: list[dict[str, Any]]) -> str:
         "# What a decomposition costs",
         "",
         f"`python -m benchmarks.decomposition`; one thread, {said}. Random weights, 1,000 classes. Times are medians "
-        "of the process's time on the processor, interleaved, per image. *Peak*: memory beyond what was there after one "
-        "image had gone through the model, in a process of its own.",
+        "of the process's time on the processor, interleaved, per image. *Peak*: memory beyond what was there after "
+        "one image had gone through the model, in a process of its own.",
         "",
         "| model | contender | s per image | of a plain forward | peak (MiB) |",
         "|---|---|---:|---:|---:|",

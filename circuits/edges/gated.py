@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from einops import einsum, rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuits.edges.base import Outputs, Recorded, check_base
@@ -32,7 +32,7 @@ from circuits.edges.wiring import Wiring, wiring
 from mechvis import block as plain
 from mechvis.errors import ShapeMismatch
 
-Gates = Float[Tensor, "circuit writer reader"]
+Gates = Float[Tensor, "circuit writer reader"] | Bool[Tensor, "circuit writer reader"]
 """1: the edge carries what its writer writes; 0: the base. Entries where there is no edge are ignored."""
 Streams = Float[Tensor, "circuit image token d_model"]
 Differences = Float[Tensor, "circuit writer image token d_model"]
@@ -45,6 +45,7 @@ def gated(
     gates: Gates,
     *,
     wires: Wiring | None = None,
+    restart: bool = True,
 ) -> Float[Tensor, "circuit image out"]:
     """Output of the model with some edges cut, for several circuits at once.
 
@@ -54,6 +55,8 @@ def gated(
         base: what a cut edge carries; one row, or one per image.
         gates: float or bool.
         wires: graph and weights of the model; made here if left out (:func:`circuits.edges.wiring.wiring`).
+        restart: begin at the first layer with a cut edge; False begins at the first block, whatever is cut (the plain
+            twin of the restart).
 
     Raises:
         ShapeMismatch: gates that do not fit the graph.
@@ -74,7 +77,7 @@ def gated(
     allowed = torch.from_numpy(graph.allowed).to(model.device)
     cut = (1 - gates.to(model.device, model.dtype)) * allowed
     with torch.set_grad_enabled(gates.requires_grad):
-        return _Pass(model, clean, base, cut, wires).run()
+        return _Pass(model, clean, base, cut, wires).run(restart)
 
 
 class _Pass:
@@ -94,9 +97,9 @@ class _Pass:
         reads = self.parts.reads
         self.read_tokens = list(reads) if isinstance(reads, tuple) else None
 
-    def run(self) -> Tensor:
+    def run(self, restart: bool) -> Tensor:
         n_layers = len(self.parts.blocks)
-        first = next((layer for layer in range(n_layers) if self._touches(layer)), n_layers)
+        first = next((layer for layer in range(n_layers) if self._touches(layer)), n_layers) if restart else 0
         self._add(torch.tensor([0]), self.clean.embed[None, None], self.base.embed)
         for layer in range(first):
             self._add_heads(layer, self.clean.z[layer][None])

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuits.edges.gated import _Pass, gated
+from circuits.edges.gated import gated
 from circuits.search.held import SHARE, Held
 from circuits.search.unheard import with_unheard_open
 from circuits.task import Batch, Task
@@ -148,11 +148,8 @@ class Drops:
         return total / len(self.task)
 
     def _forward(self, batch: Batch, kept: Tensor) -> Tensor:
-        if self.restart:
-            return gated(self.task.model, batch.clean, batch.base, kept, wires=self.task.wires)
-        allowed = torch.from_numpy(self.task.graph.allowed).to(self.task.model.device)
-        cut = (1 - kept.to(self.task.model.device, self.task.model.dtype)) * allowed
-        return _WholePass(self.task.model, batch.clean, batch.base, cut, self.task.wires).run()
+        model, wires = self.task.model, self.task.wires
+        return gated(model, batch.clean, batch.base, kept, wires=wires, restart=self.restart)
 
     def _blocks(self, kept: Kept) -> int:
         """Blocks that a run of these circuits goes through."""
@@ -174,10 +171,3 @@ class Drops:
 
 def _digest(kept: Bool[np.ndarray, "writer reader"]) -> bytes:
     return blake2b(np.packbits(kept).tobytes(), digest_size=16).digest()
-
-
-class _WholePass(_Pass):
-    """A run that starts at block 0 whatever is cut."""
-
-    def _touches(self, layer: int) -> bool:
-        return True
