@@ -22,9 +22,9 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from mechvis.decompose.readout import Frozen, Of, ReadOut, freeze, freeze_through, read_out
+from mechvis.decompose.readout import Frozen, Of, ReadOut, centre, freeze, freeze_through, read_out
 from mechvis.errors import BadData, FailedCheck, OutOfRange, RefusedMethod, unknown
-from mechvis.norms import gain, is_rms
+from mechvis.norms import gain, is_rms, statistics
 
 Convention = Literal["linear", "even_split"]
 CONVENTIONS = ("linear", "even_split")
@@ -245,7 +245,7 @@ def _terms(fixed: Fixed, inputs: Tensor) -> Terms:
         else:
             found.bias("ln_final bias", frozen.scaled(frozen.constant))
         if fixed.through:
-            _pool_rest(fixed, cache, frozen.scaled, found)
+            _pool_rest(fixed, cache, frozen.scaled, found, _after_pooling(fixed, cache)[0])
     n_image = len(inputs)
     for name, bias in readout.biases.items():
         bias = bias.expand(n_image, -1)
@@ -380,10 +380,10 @@ def _own_mean(fixed: Fixed, frozen: Frozen, found: _Collected, place: int, mean_
 
 def _pool_heads(fixed: Fixed, cache: Any, length: Tensor | None, found: _Collected) -> None:
     """The heads of an attention pooling, which write the pooled vector itself."""
-    model, readout = fixed.model, fixed.readout
-    sites, slots = model.pool.attn, readout.slots
-    width = model.parts.pooling.d_out
-    weight = rearrange(readout.weight, "(slot d) out -> slot d out", d=width)
+    model = fixed.model
+    sites, slots = model.pool.attn, fixed.readout.slots
+    weight, divisor, constant = _after_pooling(fixed, cache)
+    length = divisor if length is None else length if divisor is None else length * divisor
 
     def scaled(x: Tensor) -> Tensor:
         return x if length is None else x / length.view(-1, *[1] * (x.ndim - 1))
@@ -399,14 +399,36 @@ def _pool_heads(fixed: Fixed, cache: Any, length: Tensor | None, found: _Collect
         read = einsum(slots, pattern, "slot latent, image head latent key -> image slot head key")
         part = einsum(read, v, onward, "image slot head key, image key head e, slot head e out -> image head key out")
         found.per_token.append(scaled(part))
-    _pool_rest(fixed, cache, scaled, found)
+    _pool_rest(fixed, cache, scaled, found, weight)
+    if constant is not None:
+        constant = constant.expand(len(values), -1)
+        found.bias("ln_final bias", constant if divisor is None else scaled(constant * divisor))
 
 
-def _pool_rest(fixed: Fixed, cache: Any, scaled: Any, found: _Collected) -> None:
-    """Output bias and MLP of an attention pooling."""
+def _after_pooling(fixed: Fixed, cache: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """From the pooled latents to the output: the matrix `[slot d_out_of_pooling d_out]`, what a norm after the pooling
+    divides by `[image 1]`, and what its bias adds."""
     model, readout = fixed.model, fixed.readout
-    sites, slots = model.pool.attn, readout.slots
+    norm, sites, slots = model.parts.ln_final, model.pool.attn, readout.slots
     weight = rearrange(readout.weight, "(slot d) out -> slot d out", d=model.parts.pooling.d_out)
+    if model.parts.norm != "pooled":
+        return weight, None, None
+    if len(slots) != 1:
+        raise RefusedMethod("the last norm of this model spans several poolings; its parts are not told apart.")
+    pooled = einsum(slots[0], cache["pool.attn.hook_z"], sites.W_O, "latent, i latent head e, head e d -> i d")
+    if sites.b_O is not None:
+        pooled = pooled + slots.sum() * sites.b_O
+    if model.parts.pooling.mlp is not None:
+        pooled = pooled + einsum(slots[0], cache["pool.hook_mlp_out"], "latent, i latent d -> i d")
+    bias = getattr(norm, "bias", None)
+    constant = None if bias is None else bias @ weight[0]
+    return centre(norm, weight), statistics(norm, pooled)[1], constant
+
+
+def _pool_rest(fixed: Fixed, cache: Any, scaled: Any, found: _Collected, weight: Tensor) -> None:
+    """Output bias and MLP of an attention pooling."""
+    model = fixed.model
+    sites, slots = model.pool.attn, fixed.readout.slots
     n_blocks = len(model.parts.blocks)
     n_image = len(next(iter(cache.values())))
     if sites.b_O is not None:

@@ -23,7 +23,16 @@ from transformers import RobertaConfig
 
 import mechvis
 from mechvis.clip import HookedCLIP
-from mechvis.errors import BadData, BadImages, DefaultPreprocessing, MechvisWarning, UnknownName, UnsupportedModel
+from mechvis.decompose import terms
+from mechvis.errors import (
+    BadData,
+    BadImages,
+    DefaultPreprocessing,
+    MechvisWarning,
+    RefusedMethod,
+    UnknownName,
+    UnsupportedModel,
+)
 from mechvis.hooked import HookedViT
 from mechvis.models import open_clip as maps
 from mechvis.models.load import wrap
@@ -559,3 +568,29 @@ def test_real_size(name):
             with torch.no_grad():
                 expected, _ = bare.get_logits(pixels, clip.tokenizer(NAMES))
             assert_close(clip.similarity(pixels, NAMES), expected, 1e-5)
+
+
+NO_SUM = {
+    "norm after attention": ("image text", "norm after the sub-layers"),
+    "everything inside": ("image text", "norm after the sub-layers"),
+    # Their attention pooling has a norm behind it, inside the pooling.
+    "CoCa": ("image", "no fixed mixture of tokens"),
+    "attention pooling": ("image", "no fixed mixture of tokens"),
+    "attention pooling, mean of the latents": ("image", "no fixed mixture of tokens"),
+}
+"""Towers whose output is no sum of what the blocks write, and what is said."""
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.filterwarnings("ignore:CoCa. only the vision tower")
+def test_parts_add_up_to_the_output_or_are_refused(name):
+    for tower in towers(quiet(make(name, torch.float64))):
+        x = tower.parts.example_batch(tower.bare, torch.Generator().manual_seed(0))
+        where, said = NO_SUM.get(name, ("", ""))
+        if tower.parts.modality in where.split():
+            with pytest.raises((RefusedMethod, UnsupportedModel), match=said):
+                terms(tower, x)
+            continue
+        for convention in ("linear", "even_split"):
+            found = terms(tower, x, convention=convention)
+            torch.testing.assert_close(found.values.sum(1), tower.run(x).output, atol=1e-10, rtol=0)

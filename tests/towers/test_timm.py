@@ -17,7 +17,16 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsBlock, ResPostBlock, VisionTransformer
 
-from mechvis.errors import BadData, BadImages, DefaultPreprocessing, MissingPackage, UnknownName, UnsupportedModel
+from mechvis.decompose import terms
+from mechvis.errors import (
+    BadData,
+    BadImages,
+    DefaultPreprocessing,
+    MissingPackage,
+    RefusedMethod,
+    UnknownName,
+    UnsupportedModel,
+)
 from mechvis.models import timm as maps
 from mechvis.models.load import load, wrap
 from mechvis.testing import assert_close, assert_untouched, check_family
@@ -605,3 +614,27 @@ def test_published_names_are_mapped_or_refused_by_name():
     words = ("ParallelScalingBlock", "ParallelThingsBlock", "DiffAttention", "DiffParallelScalingBlock")
     assert all(any(word in message for word in words) for message in refused.values()), refused
     assert 1 < len(refused) < 6 and len(names) > 40
+
+
+NO_SUM = {
+    "ViT: maximum": "no fixed mixture of tokens",
+    "ViT: mean and maximum": "no fixed mixture of tokens",
+    "ViT: norms on the writes": "norm after the sub-layers",
+    "ViT: norms on the writes, token": "norm after the sub-layers",
+    "Eva: two norms": "not linear",
+    "Eva: norms on the writes": "norm after the sub-layers",
+}
+"""Models whose output is no sum of what the blocks write, and what is said."""
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_parts_add_up_to_the_output_or_are_refused(variant):
+    model = quiet(build(variant, torch.float64))
+    x = model.parts.example_batch(model.bare, torch.Generator().manual_seed(0))
+    if variant in NO_SUM:
+        with pytest.raises((RefusedMethod, UnsupportedModel), match=NO_SUM[variant]):
+            terms(model, x)
+        return
+    for convention in ("linear", "even_split"):
+        found = terms(model, x, convention=convention)
+        torch.testing.assert_close(found.values.sum(1), model.run(x).output, atol=1e-10, rtol=0)
