@@ -10,6 +10,8 @@ name                   what it is for
 `rotated_pair`         F9: a direction that is read, a copy that is not, and a dead one: for subspace methods
 `planted`              a package: wired models whose every edge is known, with certificates (import it by name)
 `trained`              a package: vision transformers trained so that a planted circuit is the only one
+`hier_dict`            F5: a tree of concepts whose vectors are sums of differences along a path
+`planted_dict`         F6: sparse sums of known atoms, across a modality gap if wanted
 `check_family`         everything that must hold for a model family: for our maps, and for one that you write
 `assert_untouched`     a context manager: the model leaves as it came, whatever happened inside
 `assert_close`         equality within a stated tolerance, relative to the size of what is expected
@@ -18,6 +20,7 @@ name                   what it is for
 
 from mechvis.testing.conformance import Conformance, check_family
 from mechvis.testing.hand_wired import hand_wired_images, hand_wired_vit
+from mechvis.testing.planted_codes import HierDict, PlantedDict, hier_dict, planted_dict
 from mechvis.testing.rotated_pair import RotatedImages, RotatedPair, rotated_pair
 from mechvis.testing.shortcut import (
     ShortcutImages,
@@ -33,6 +36,8 @@ from mechvis.testing.words import Words
 
 __all__ = [
     "Conformance",
+    "HierDict",
+    "PlantedDict",
     "RotatedImages",
     "RotatedPair",
     "ShortcutImages",
@@ -43,6 +48,8 @@ __all__ = [
     "check_family",
     "hand_wired_images",
     "hand_wired_vit",
+    "hier_dict",
+    "planted_dict",
     "rand_vit",
     "rotated_pair",
     "shortcut_images",
