@@ -19,6 +19,7 @@ d_embed       width of the joint image-text space (CLIP)
 class         an output of the head: a class, or a text prompt of a zero-shot head
 unit          one thing a sweep ablates: a head, a neuron, a layer's write, a residual token
 site          a named place in the forward pass (a hook point)
+concept       a direction or set of examples with a name
 effect        metric(clean) - metric(edited); positive means that the ablated unit supported the behaviour
 ============  =====================================================================================================
 

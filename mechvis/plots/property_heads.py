@@ -1,0 +1,92 @@
+"""Which head is about which property: one cell per property and head."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mechvis.errors import ShapeMismatch
+from mechvis.plots.look import INK, numbers, plain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_WRITTEN = 20
+"""Maps of at most this many heads have the value written into each cell."""
+
+
+def property_heads(
+    scores: np.ndarray,
+    properties: Sequence[str],
+    heads: Sequence[str],
+    *,
+    significant: np.ndarray | None = None,
+    title: str = "",
+    label: str = "share of what the head's texts explain",
+) -> "Figure":
+    """Heat map of scores between 0 and 1, framed where they are sure.
+
+    Args:
+        scores: `[property head]`, 0 to 1; NaN cells stay clear.
+        properties: a name per row.
+        heads: a name per column.
+        significant: bool `[property head]`; these cells get a frame and bold print.
+        title: above the map.
+        label: at the colour bar.
+
+    Raises:
+        ShapeMismatch: names or marks that do not fit the scores.
+        NotFinite: Inf.
+
+    Example:
+        >>> figure = property_heads(np.array([[0.9, 0.1]]), ["colour"], ["L1H0", "L1H1"])
+        >>> [text.get_text() for text in figure.axes[0].get_yticklabels()]
+        ['colour']
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    scores = numbers("scores", scores, ndim=2)
+    if scores.shape != (len(properties), len(heads)):
+        raise ShapeMismatch(
+            f"scores {list(scores.shape)} need {len(properties)} rows and {len(heads)} columns, one per name."
+        )
+    sure = (
+        np.zeros(scores.shape, bool)
+        if significant is None
+        else numbers("significant", significant, ndim=2, like=scores.shape).astype(bool)
+    )
+    rows, columns = scores.shape
+    written = columns <= _WRITTEN
+    cell = 0.52 if written else max(0.14, 11 / columns)
+    figure = Figure(figsize=(max(3.6, 2.2 + columns * cell), max(1.8, 1.3 + rows * 0.36)), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(scores, cmap="YlGnBu", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    for row, column in np.ndindex(scores.shape):
+        if written and np.isfinite(scores[row, column]):
+            axes.text(
+                column,
+                row,
+                f"{scores[row, column]:.2f}",
+                ha="center",
+                va="center",
+                size=7,
+                weight="bold" if sure[row, column] else "normal",
+                color="white" if scores[row, column] > 0.55 else INK,
+            )
+        if sure[row, column]:
+            axes.add_patch(
+                Rectangle((column - 0.45, row - 0.43), 0.9, 0.86, fill=False, edgecolor=INK, linewidth=1.4, zorder=3)
+            )
+    axes.set_xticks(np.arange(columns), [plain(name) for name in heads], rotation=90, size=7)
+    axes.set_yticks(np.arange(rows), [plain(name) for name in properties], size=8)
+    axes.tick_params(length=0, colors=INK)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=7, colors=INK, length=2)
+    bar.set_label(plain(label), size=7, color=INK)
+    if title:
+        axes.set_title(plain(title), loc="left", size=10, color=INK, pad=8)
+    return figure
