@@ -33,8 +33,8 @@ FORMAT = "mechvis.record"
 FORMAT_VERSION = 1
 MANIFEST = "record.json"
 _ARRAYS = "arrays.safetensors"
-_SHOWN = 12
-"""Rows of the first table that are printed."""
+_ROWS, _WIDTH, _CELL = 16, 150, 34
+"""Rows of the first table that are printed, characters of a line, characters of a cell."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -192,16 +192,7 @@ class Record:
         more = {name: table.height for name, table in list(self.tables.items())[1:]}
         also = f"\nalso: {', '.join(f'{name} ({n} rows)' for name, n in more.items())}" if more else ""
         said = "".join(f"\n- {line}" for line in self.caveats)
-        shown = pl.Config(
-            tbl_rows=_SHOWN,
-            tbl_cols=14,
-            tbl_width_chars=160,
-            float_precision=4,
-            tbl_hide_dataframe_shape=True,
-            tbl_hide_column_data_types=True,
-        )
-        with shown:
-            return f"{self.title} ({self.table.height} rows)\n{_flat(self.table)}{also}{said}"
+        return f"{self.title}\n{_text(_flat(self.table))}{also}{said}"
 
     def _repr_html_(self) -> str:
         said = "".join(f"<li>{escape(line)}</li>" for line in self.caveats)
@@ -232,3 +223,55 @@ def _flat(table: pl.DataFrame) -> pl.DataFrame:
     return table.with_columns(
         pl.col(name).map_elements(lambda cell: ", ".join(map(str, cell)), return_dtype=pl.String) for name in lists
     )
+
+
+def _text(table: pl.DataFrame) -> str:
+    """A table as aligned text: an estimate with its interval in one cell, as many columns as fit into a line."""
+    cells = {name: _cells(table, name, *ends) for name, ends in _with_ends(table.columns).items()}
+    shown, width = [], 0
+    for name, column in cells.items():
+        wide = max(len(cell) for cell in (name, *column)) + 2
+        if shown and width + wide > _WIDTH:
+            break
+        shown.append((name, column, wide))
+        width += wide
+    left = len(cells) - len(shown)
+    lines = ["".join(name.ljust(wide) for name, _, wide in shown).rstrip()]
+    lines += [
+        "".join(column[row].ljust(wide) for _, column, wide in shown).rstrip()
+        for row in range(min(table.height, _ROWS))
+    ]
+    rest = [f"{table.height - _ROWS} more rows"] if table.height > _ROWS else []
+    rest += [f"{left} more column{'s' * (left > 1)}: {', '.join(list(cells)[-left:])}"] if left else []
+    return "\n".join([*lines, *(f"... {line}" for line in rest)])
+
+
+def _with_ends(names: list[str]) -> dict[str, tuple[str, ...]]:
+    """Columns to show, each with the two columns that hold the ends of its interval, if there are any."""
+    found: dict[str, tuple[str, ...]] = {}
+    for place, name in enumerate(names):
+        if name.removesuffix("_low") in names and name.endswith("_low"):
+            continue
+        if name.removesuffix("_high") in names and name.endswith("_high"):
+            continue
+        if name in ("low", "high") and {"low", "high"} <= set(names):
+            continue
+        ends = (f"{name}_low", f"{name}_high")
+        if names[place + 1 : place + 3] == ["low", "high"]:
+            ends = ("low", "high")
+        found[name] = ends if set(ends) <= set(names) else ()
+    return found
+
+
+def _cells(table: pl.DataFrame, name: str, *ends: str) -> list[str]:
+    columns = [table[column].head(_ROWS).to_list() for column in (name, *ends)]
+
+    def number(value: Any) -> str:
+        if value is None:
+            return ""
+        text = f"{value:.4g}" if isinstance(value, float) else str(value)
+        return text if len(text) <= _CELL else text[: _CELL - 3] + "..."
+
+    if not ends:
+        return [number(value) for value in columns[0]]
+    return [f"{number(value)} [{number(low)}, {number(high)}]" for value, low, high in zip(*columns, strict=True)]
