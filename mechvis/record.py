@@ -17,6 +17,7 @@ On disk a record is a folder: `record.json` (kind, facts, words, provenance, che
 import io
 from dataclasses import dataclass, field
 from html import escape
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -200,8 +201,14 @@ class Record:
 
 
 def load_record(folder: str | Path) -> Record:
-    """A saved record of any kind; see :meth:`Record.load`."""
-    return Record.load(folder)
+    """A saved record of any kind, as the class of its kind where one is registered (entry points `mechvis.records`).
+
+    Raises:
+        StoreCorrupt, ResultMismatch: see :meth:`Record.load`.
+    """
+    found = Record.load(folder)
+    known = {point.name: point for point in entry_points(group="mechvis.records")}
+    return known[found.kind].load().load(folder) if found.kind in known else found
 
 
 def finite(name: str, array: np.ndarray) -> np.ndarray:

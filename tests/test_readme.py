@@ -19,8 +19,11 @@ PAGES += (
     "docs/kernels.md",
     "docs/store.md",
     "docs/circuits.md",
+    "docs/readouts.md",
     "docs/scenes_circuit.md",
+    "docs/scenes_readouts.md",
     "benchmarks/comparison.md",
+    "benchmarks/decomposition.md",
     "benchmarks/edges.md",
     "benchmarks/planted_circuits.md",
     "benchmarks/loading.md",
@@ -36,6 +39,17 @@ def test_python_example_runs(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "runs" / "heads.html").is_file()
     assert names["run"].logits.shape == (64, 8)
     assert "survive FDR" in capsys.readouterr().out
+
+
+def test_the_page_on_readouts_runs(tmp_path, monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "readouts.md").read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(code, "readouts.md", "exec"), names)
+    assert abs(names["parts"].table["share"].sum() - 1) < 1e-4
+    assert names["linear"].pick(features="blocks.1.hook_resid_post:cls")["score"] > 0.9
+    assert names["lens"].pick(layer=3)["agreement"] == 1
+    assert "Decision timeline" in capsys.readouterr().out
 
 
 def test_the_page_on_circuits_runs(tmp_path, monkeypatch, capsys):

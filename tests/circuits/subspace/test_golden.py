@@ -1,4 +1,4 @@
-"""`golden/subspace-v1` was written by the first version of the format: today's reader opens it and finds what it held."""
+"""`golden/subspace-v1` was written by the first version of the format: today's reader finds what it held."""
 
 import json
 import math
