@@ -77,7 +77,7 @@ def geometry(hierarchy: Hierarchy) -> Record:
         )
     widest = max(map(len, hierarchy.below))
     return Record(
-        kind="hierarchy-geometry",
+        kind="hierarchy_geometry",
         title=f"Geometry of {len(hierarchy.names)} concepts under {hierarchy.names[0]!r}",
         tables={"levels": pl.DataFrame(rows, infer_schema_length=None)},
         facts={

@@ -116,7 +116,7 @@ def without_words(
         "weight removed": float((dense[:, chosen].sum(1) / np.maximum(dense.sum(1), 1e-300)).mean()),
     }
     return Record(
-        kind="splice-intervention",
+        kind="splice_intervention",
         title=f"Classification without {', '.join(words[:4])}{' ...' if len(words) > 4 else ''}",
         tables={"accuracy": table},
         arrays={"predictions": np.stack(list(predictions.values()))},

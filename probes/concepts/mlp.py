@@ -33,7 +33,7 @@ class MLPConcepts(Record):
     Arrays: `neurons` `[d_mlp concept]` (F), `writes` `[concept d_model]`, `maps` `[image concept down across]`.
     """
 
-    KIND = "mlp concepts"
+    KIND = "mlp_concepts"
 
 
 def mlp_concepts(

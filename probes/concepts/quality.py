@@ -33,7 +33,7 @@ from probes.concepts.semi_nmf import checked_rows
 class Extraction(Record):
     """Methods compared; `table` has one row per method, `tables["folds"]` one per method and fold."""
 
-    KIND = "concept extraction"
+    KIND = "concept_extraction"
 
 
 def extraction(

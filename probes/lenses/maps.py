@@ -49,7 +49,7 @@ class LensMaps(Record):
     per layer.
     """
 
-    KIND: ClassVar[str] = "lens-maps"
+    KIND: ClassVar[str] = "lens_maps"
 
     def map_of(self, name: str) -> np.ndarray:
         """The maps of one class, `[image layer down across]`.

@@ -33,7 +33,7 @@ class TunedLens(Record):
         >>> lens.translate("blocks.1.hook_resid_post", stream).shape                           # doctest: +SKIP
     """
 
-    KIND: ClassVar[str] = "tuned-lens"
+    KIND: ClassVar[str] = "tuned_lens"
 
     @property
     def sites(self) -> tuple[str, ...]:

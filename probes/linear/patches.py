@@ -51,7 +51,7 @@ class PatchProbe(Record):
     (probability of the image's class), `test`, `weights`, `bias`.
     """
 
-    KIND: ClassVar[str] = "patch-probe"
+    KIND: ClassVar[str] = "patch_probe"
 
     def grid(self, column: str = "accuracy") -> Float[np.ndarray, "down across"]:
         """A column of the table as a map."""

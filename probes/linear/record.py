@@ -24,7 +24,7 @@ class LinearProbes(Record):
     `scores` of the test images `[features image]`, `test` (their positions).
     """
 
-    KIND: ClassVar[str] = "linear-probes"
+    KIND: ClassVar[str] = "linear_probes"
 
     def probe(self, name: str) -> LinearProbe:
         """The fitted probe of a set of features, ready to predict.
