@@ -86,6 +86,8 @@ def ablations(
     """
     if model.parts.head is None:
         raise UnsupportedModel("ablations measures logits, and this model has no head: clip.classifier(class_names).")
+    if isinstance(layers, int):
+        layers = max(layers, -len(model.parts.blocks))  # the last four of a model of three are its three
     images = with_model_classes(images, model)
     reference, images = _reference(images, reference, seed, allow_overlap)
     name, function = metrics.get(metric)

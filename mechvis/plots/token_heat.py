@@ -65,9 +65,7 @@ def token_heat(
         [image for image in images for _ in range(columns)],
         overlay=[each for own in maps for each in (*clear, *own)],
         masks=None if masks is None else [mask for mask in masks for _ in range(columns)],
-        captions=[
-            text for i in range(len(images)) for text in (captions[i] if captions else "", *map(_wrapped, texts))
-        ],
+        captions=[_wrapped(text) for i in range(len(images)) for text in (captions[i] if captions else "", *texts)],
         columns=columns,
         title=title,
         limit=limit,

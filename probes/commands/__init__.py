@@ -1,1 +1,1 @@
-"""The commands of this package, a file each: `mechvis probe`, `timeline`, `textspan`, `decompose`, `concepts`, `label`."""
+"""The commands of this package, a file each: `mechvis probe`, `timeline`, `textspan`, `concepts`, `label`."""

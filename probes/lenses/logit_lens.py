@@ -144,7 +144,8 @@ def logit_lens(
                     _check(found["kl"], site, kinds.names, members)
             bar.update(len(part))
     table = _table(rows, values, strange, model, resamples, seed)
-    caveats = _caveats(table, statistics, outlier_ratio, leave_out_outliers, kinds.names)
+    cls_read = isinstance(model.parts.reads, tuple)
+    caveats = _caveats(table, statistics, outlier_ratio, leave_out_outliers, kinds.names, cls_read)
     return LensTable(
         title=f"Lens on {model.title or model.parts.family}",
         tables={"layers": table},
@@ -247,7 +248,7 @@ def _table(
 
 
 def _caveats(
-    table: pl.DataFrame, statistics: str, ratio: float, left_out: bool, kinds: tuple[str, ...]
+    table: pl.DataFrame, statistics: str, ratio: float, left_out: bool, kinds: tuple[str, ...], cls_read: bool
 ) -> tuple[str, ...]:
     said = [
         "A lens at chance does not mean that the layer knows nothing: early layers use another basis. Compare a tuned "
@@ -258,7 +259,9 @@ def _caveats(
         else "The last norm's statistics are the final stream's, so early streams give flatter answers than their own "
         "statistics would.",
     ]
-    patches = [kind for kind in kinds if kind in ("patches", "object", "background", "read")]
+    # A class token alone is read where it stands: what patches there are does not matter to it.
+    alone = ("patches", "object", "background") if cls_read else ("patches", "object", "background", "read")
+    patches = [kind for kind in kinds if kind in alone]
     if (most := float(table["outliers"].max())) > 0 and patches:
         where = table.filter(pl.col("outliers") == most)["site"][0]
         words = (

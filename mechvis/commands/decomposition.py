@@ -25,7 +25,7 @@ def decompose(
     of: Literal["output", "pooled", "embedding", "logits"] = "output",
     convention: Literal["linear", "even_split"] = "linear",
     pooling: Literal["heads", "through"] = "heads",
-    ablations: bool = False,
+    reference: str | None = None,
     metric: str = "logit_diff",
     keep: bool = False,
     batch_size: int = 32,
@@ -49,12 +49,12 @@ def decompose(
         of: output (logits if there is a head), pooled, embedding or logits.
         convention: linear (biases are terms of their own), or even_split (shared out, as in published code).
         pooling: of a model with attention pooling: its heads, or through them the layers.
-        ablations: also replace heads and MLPs by their mean, in the sum and in the forward pass.
+        reference: images for means: heads and MLPs are also replaced by their mean, in the sum and in the forward pass.
         metric: what the ablations measure, e.g. logit_diff.
         keep: keep every term of every image.
         batch_size: images per forward.
         out: folder for the table and report.html; ablations/ beside them.
-        seed: of the intervals, and of the images set aside for the means.
+        seed: of the intervals.
         progress: show a progress bar.
         device: where to put the model, e.g. cuda.
         templates: for CLIP: prompts with {} for the class name; default: "a photo of a {}".
@@ -75,8 +75,9 @@ def decompose(
     say(_terms(parts.table))
     say(f"\n{parts.caveats[0]}")
     removed = None
-    if ablations:
-        removed = ablate(loaded, found, layers=layers, metric=metric, **more)
+    if reference is not None:
+        averaged = read_images(reference, **folder, on_corrupt=on_corrupt)
+        removed = ablate(loaded, found, reference=averaged, layers=layers, metric=metric, **more)
         say("\n" + _ablations(removed.table, metric))
     if out is None:
         say("\nnothing was saved; --out FOLDER keeps the tables and writes a report.")
