@@ -15,6 +15,7 @@ On disk a record is a folder: `record.json` (kind, facts, words, provenance, che
 """
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 from importlib.metadata import entry_points
@@ -25,7 +26,7 @@ import numpy as np
 import polars as pl
 
 from mechvis import files
-from mechvis.errors import BadData, NotFinite, ResultMismatch, ShapeMismatch, StoreCorrupt, unknown
+from mechvis.errors import BadData, MechvisError, NotFinite, ResultMismatch, ShapeMismatch, StoreCorrupt, unknown
 
 if TYPE_CHECKING:
     from mechvis.report.blocks import Block
@@ -80,12 +81,24 @@ class Record:
             raise BadData(f"a {type(self).__name__} is of kind {self.KIND or 'its own'!r}, got {self.kind!r}.")
         if not self.tables:
             raise BadData(f"the record {self.title!r} has no table.")
-        for name in self.tables:
+        for name, table in self.tables.items():
             if files.safe_name(name) != name:
                 raise BadData(f"the table {name!r} becomes a file: use lower-case letters, digits, - and _.")
+            if strange := [column for column, kind in table.schema.items() if kind == pl.Object]:
+                raise BadData(
+                    f"the column {strange[0]!r} of the table {name!r} holds Python objects; use numbers or text."
+                )
         for name, array in self.arrays.items():
-            if not isinstance(array, np.ndarray) or array.dtype == object:
-                raise ShapeMismatch(f"the array {name!r} is a {type(array).__name__}, not numbers in a numpy array.")
+            if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+                kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+                raise ShapeMismatch(f"the array {name!r} is {kind}, not real numbers in a numpy array.")
+            # Names that the file format keeps for itself, or cannot write.
+            if name == "__metadata__" or not name.isprintable():
+                raise BadData(f"{name!r} is no name for an array; use printable text.")
+        if not isinstance(self.facts, Mapping) or not isinstance(self.words, Mapping):
+            raise BadData("facts and words are mappings by name.")
+        if not isinstance(self.provenance, Mapping) or not all(isinstance(line, str) for line in self.caveats):
+            raise BadData("the provenance is a mapping, caveats are sentences.")
         object.__setattr__(self, "facts", files.plain_json(self.facts, "facts"))
         object.__setattr__(self, "provenance", files.plain_json(self.provenance, "provenance"))
         object.__setattr__(self, "caveats", tuple(self.caveats))
@@ -104,7 +117,7 @@ class Record:
         from safetensors.numpy import save
 
         content = {f"{name}.parquet": files.parquet_bytes(table) for name, table in self.tables.items()}
-        content[_ARRAYS] = save({name: np.ascontiguousarray(array) for name, array in self.arrays.items()})
+        content[_ARRAYS] = save({name: np.asarray(array, order="C") for name, array in self.arrays.items()})
         manifest = {
             "format": FORMAT,
             "version": FORMAT_VERSION,
@@ -144,7 +157,7 @@ class Record:
                 caveats=tuple(manifest["caveats"]),
                 **{name: manifest[name] for name in ("kind", "title", "facts", "words", "provenance")},
             )
-        except (*errors, KeyError, TypeError, ValueError, AttributeError) as error:
+        except (*errors, MechvisError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise StoreCorrupt(f"{folder} does not hold what its manifest says: {error}") from error
 
     def figures(self) -> "list[Block]":

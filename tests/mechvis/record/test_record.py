@@ -174,8 +174,8 @@ def test_facts_are_finite(value, where):
     "changes,error,words",
     [
         ({"tables": {}}, BadData, "has no table"),
-        ({"arrays": {"a": [1.0]}}, ShapeMismatch, "the array 'a' is a list, not numbers in a numpy array"),
-        ({"arrays": {"a": np.array([{}])}}, ShapeMismatch, "the array 'a' is a ndarray, not numbers"),
+        ({"arrays": {"a": [1.0]}}, ShapeMismatch, "the array 'a' is list, not real numbers"),
+        ({"arrays": {"a": np.array([{}])}}, ShapeMismatch, "the array 'a' is object, not real numbers"),
         ({"facts": {1: 2}}, ShapeMismatch, "has the key 1 of type int"),
         ({"facts": {"a": object()}}, ShapeMismatch, "is a object, which JSON cannot hold"),
     ],
@@ -246,3 +246,41 @@ def test_a_record_is_not_changed_in_place():
     with pytest.raises(AttributeError):
         record.title = "Other"
     assert replace(record, title="Other").title == "Other" and record.title != "Other"
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "error", "said"),
+    [
+        ("__metadata__", np.zeros(2), BadData, "no name for an array"),
+        ("\ud800", np.zeros(2), BadData, "no name for an array"),
+        ("x", np.array(["a"]), ShapeMismatch, "not real numbers"),
+        ("x", np.array([1j]), ShapeMismatch, "complex"),
+    ],
+)
+def test_arrays_that_no_file_can_hold_are_refused_at_once(name, array, error, said):
+    with pytest.raises(error, match=said):
+        made(arrays={name: array})
+
+
+def test_single_numbers_keep_their_shape(tmp_path):
+    folder = made(arrays={"x": np.array(3.0), "empty": np.zeros((0, 2))}).save(tmp_path / "r")
+    found = Record.load(folder).arrays
+    assert found["x"].shape == () and found["empty"].shape == (0, 2)
+
+
+def test_tables_of_objects_are_refused():
+    with pytest.raises(BadData, match="Python objects"):
+        made(tables={"t": pl.DataFrame({"x": [object()]})})
+
+
+@pytest.mark.parametrize("field", ["facts", "words", "provenance"])
+def test_a_manifest_with_a_hole_is_no_record(field, tmp_path):
+    folder = made().save(tmp_path / "r")
+    manifest = json.loads((folder / "record.json").read_text())
+    manifest[field] = None
+    manifest["checksum"] = files.checksum(
+        files.canonical_json({k: v for k, v in manifest.items() if k != "checksum"}).encode()
+    )
+    (folder / "record.json").write_text(json.dumps(manifest))
+    with pytest.raises(StoreCorrupt, match="manifest says"):
+        Record.load(folder)
