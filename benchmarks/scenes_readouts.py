@@ -81,11 +81,27 @@ def _save(figure: Any, name: str) -> None:
         figure.savefig(DOCS / f"{name}.svg", metadata={"Date": None})
 
 
+def one_pass() -> list[dict[str, Any]]:
+    """All layers of a model probed from one pass over the images, beside one pass per layer."""
+    from benchmarks.models import SIZES
+    from mechvis.data.preprocess import plain_scaling
+    from probes.linear import one_pass_against_many
+
+    scenes = mechvis.data.scenes(400, seed=91)
+    found = [{"model": "scenes-vit, 400 images", **one_pass_against_many(mechvis.load("scenes-vit"), scenes)}]
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    module = ViTForImageClassification(ViTConfig(**SIZES["ViT-B/16"])).eval()
+    model = mechvis.load(module, preprocess=plain_scaling(224, 224))
+    return [*found, {"model": "ViT-B/16, 16 images", **one_pass_against_many(model, scenes[:16], repeats=1, fit=False)}]
+
+
 def main() -> None:
     """Measure, draw, write the page."""
     torch.set_num_threads(1)
     started = time.perf_counter()
-    depth, clip = timelines(), spans()
+    depth, clip, layers = timelines(), spans(), one_pass()
     lines = [
         "# What the read-outs say of the bundled models",
         "",
@@ -94,6 +110,7 @@ def main() -> None:
         "",
         *_depth(depth),
         *_clip(clip),
+        *_one_pass(layers),
     ]
     files.write_text(DOCS / "scenes_readouts.md", "\n".join(lines) + "\n")
     say("\n".join(lines))
@@ -192,6 +209,23 @@ def _clip(found: dict[str, Any]) -> Iterator[str]:
     yield "### Covariance form beside direct form"
     yield ""
     yield from _speed(speed)
+
+
+def _one_pass(found: list[dict[str, Any]]) -> Iterator[str]:
+    yield ""
+    yield "## All layers in one pass"
+    yield ""
+    yield "| model | passes | s | passes, a layer at a time | s | ratio | with the probes |"
+    yield "|---|---:|---:|---:|---:|---:|---:|"
+    for row in found:
+        fits = "probing_one_pass_s" in row
+        whole = row["probing_per_layer_s"] / row["probing_one_pass_s"] if fits else None
+        yield (
+            f"| {row['model']} | {row['one_pass']} | {row['one_pass_s']:.2f} | {row['per_layer']} | "
+            f"{row['per_layer_s']:.2f} | {row['ratio']:.2f} | {'' if whole is None else f'{whole:.2f}'} |"
+        )
+    yield ""
+    yield "A pass for one layer stops at that layer. The features of both ways are compared."
 
 
 def _properties(table: pl.DataFrame) -> Iterator[str]:
