@@ -87,5 +87,9 @@ def test_every_flag_in_a_shell_example_exists():
         for line in re.findall(r"^mechvis .*--.*$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE):
             words = line.split()
             command = words[1] if words[2].startswith("-") else f"{words[1]} {words[2]}"
-            for flag in re.findall(r" (--[a-z-]+)", line):
+            given = re.findall(r" (--[a-z-]+)", line)
+            for flag in given:
                 assert f"mechvis {command} {flag}" in known, f"{page}: {command} has no {flag}"
+            lines = (entry for entry in known.splitlines() if entry.startswith(f"mechvis {command} --"))
+            needed = {entry.split()[-1] for entry in lines if "=" not in entry}
+            assert needed <= set(given), f"{page}: {command} needs {needed - set(given)}"
