@@ -52,7 +52,7 @@ $(TOWERS_INSTALLED): $(INSTALLED)
 	@touch $@
 
 towers: $(TOWERS_INSTALLED)   ## tests of timm, open_clip and torchvision models and of Triton kernels, in a second environment
-	$(TOWERS_RUN) -m pytest -v -m "not slow" tests/towers tests/mechvis/kernels $(TESTS)
+	OMP_NUM_THREADS=1 $(TOWERS_RUN) -m pytest -m "not slow" -n $(WORKERS) --dist load tests/towers tests/mechvis/kernels $(TESTS)
 
 slow: $(INSTALLED) $(TOWERS_INSTALLED)   ## the slow tests of both environments
 	$(RUN) -m pytest -m slow $(TESTS)
