@@ -48,7 +48,7 @@ class ReadOut:
 
     of: str
     """`pooled`, `embedding` or `logits`."""
-    slots: Float[Tensor, "slot token_read"] | None
+    slots: Float[Tensor, "slot token_read"]
     """How `pool` mixes the tokens that it gets (latents, where there is attention pooling)."""
     weight: Float[Tensor, "d_pooled d_out"]
     """Projection and head, linear parts."""

@@ -3,6 +3,7 @@
 The kinds (one class a row, labels, numbers) differ in their targets and answers only: :mod:`probes.linear.estimators`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -24,7 +25,7 @@ class NotFitted(MechvisError, ValueError):
     """A probe is asked before it was fitted."""
 
 
-class LinearProbe(BaseEstimator):
+class LinearProbe(BaseEstimator, ABC):
     """What the three probes share; use one of them, or :func:`probe_for`.
 
     Args:
@@ -168,11 +169,13 @@ class LinearProbe(BaseEstimator):
 
     # what the kinds differ in
 
+    @abstractmethod
     def _learn_target(self, y: np.ndarray, rows: int) -> tuple[np.ndarray, int]:
-        raise NotImplementedError
+        """The target as it is learnt, and how many columns it has."""
 
+    @abstractmethod
     def _code(self, y: np.ndarray) -> np.ndarray:
-        raise NotImplementedError
+        """Targets as the loss takes them."""
 
     # fitting
 

@@ -20,6 +20,7 @@ from jaxtyping import Float
 
 from mechvis.errors import BadData, OutOfRange, ShapeMismatch, unknown
 from mechvis.record import finite
+from probes.codes.pursuit import omp
 
 ATOMS = 128
 
@@ -64,28 +65,6 @@ def dictionary(
     return centred / lengths
 
 
-def pursue(
-    atoms: Float[np.ndarray, "word d_out"], target: Float[np.ndarray, " d_out"], k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Orthogonal matching pursuit: indices of the chosen atoms in order, and their weights.
-
-    It stops early when what is left is rounding.
-    """
-    lengths = np.linalg.norm(atoms, axis=1)
-    chosen: list[int] = []
-    weights, rest = np.zeros(0), target.copy()
-    while len(chosen) < k and np.linalg.norm(rest) > 1e-10 * np.linalg.norm(target):
-        fit = np.abs(atoms @ rest) / lengths
-        fit[chosen] = -1.0
-        best = int(fit.argmax())
-        if fit[best] <= 1e-10 * np.linalg.norm(target):
-            break
-        chosen.append(best)
-        weights = np.linalg.lstsq(atoms[chosen].T, target, rcond=None)[0]
-        rest = target - weights @ atoms[chosen]
-    return np.array(chosen, dtype=np.int64), weights
-
-
 def in_words(
     directions: Float[np.ndarray, "neuron d_out"],
     texts: Float[np.ndarray, "word d_out"],
@@ -123,9 +102,10 @@ def in_words(
             f"directions {list(directions.shape)} and texts {list(made.shape)} are in different spaces. Take effects "
             "on the embedding (of='embedding'), where texts live."
         )
+    chosen = omp(directions, made, min(atoms, len(made)))
     found = []
-    for direction in directions:
-        index, weights = pursue(made, direction, atoms) if direction.any() else (np.zeros(0, np.int64), np.zeros(0))
+    for direction, places, coefficients in zip(directions, chosen.support, chosen.coefficients, strict=True):
+        index, weights = places[places >= 0], coefficients[places >= 0]
         total = weights @ made[index] if len(index) else np.zeros_like(direction)
         length = np.linalg.norm(total) * np.linalg.norm(direction)
         found.append(
