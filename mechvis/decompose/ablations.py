@@ -86,12 +86,15 @@ def ablations(
     """
     if model.parts.head is None:
         raise UnsupportedModel("ablations measures logits, and this model has no head: clip.classifier(class_names).")
+    if not isinstance(images, ImageSet):
+        raise BadData(f"ablations needs an ImageSet, got {type(images).__name__}; see mechvis.data.folder.")
     if isinstance(layers, int):
         layers = max(layers, -len(model.parts.blocks))  # the last four of a model of three are its three
     images = with_model_classes(images, model)
     reference, images = _reference(images, reference, seed, allow_overlap)
     name, function = metrics.get(metric)
-    settings = {"layers": layers, "of": "logits", "batch_size": batch_size}
+    # Through an attention pooling: what is ablated are the tower's own heads and MLPs.
+    settings = {"layers": layers, "of": "logits", "batch_size": batch_size, "pooling": "through"}
     average, first = _mean_terms(model, reference, settings, self_attention)
     groups = dict(groups) if groups is not None else standard_groups(first)
     for terms_ in groups.values():

@@ -1,5 +1,7 @@
 """Tables of direct effects, and ablation of the direct path beside the forward pass."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -10,7 +12,9 @@ from mechvis import edits
 from mechvis.decompose import Decomposition, ablations, decompose
 from mechvis.errors import BadData, SplitOverlap, UnknownName, UnsupportedModel
 from mechvis.means import means
-from mechvis.testing import assert_untouched
+from mechvis.models.load import wrap
+from mechvis.testing import assert_untouched, tiny
+from mechvis.testing.tiny import tiny_preprocess
 
 
 @pytest.fixture(scope="module")
@@ -114,5 +118,21 @@ def test_bad_input(model, images):
         ablations(model, images, reference=images[:5], progress=False)
     with pytest.raises(BadData, match="too few"):
         ablations(model, images[:2], progress=False)
+    with pytest.raises(BadData, match="ImageSet"):
+        ablations(model, images.pixels, progress=False)
     with pytest.raises(UnsupportedModel, match="classifier"):
         ablations(mechvis.load("scenes-clip").vision, images, progress=False)
+
+
+def test_layers_are_ablated_through_an_attention_pooling():
+    bare, preprocess = tiny("siglip-vision"), tiny_preprocess()
+    parts = mechvis.load(bare, preprocess=preprocess).parts
+    weight = torch.randn(parts.pooling.d_out, 8, generator=torch.Generator().manual_seed(0))
+
+    def head(x):
+        return x @ weight.to(x)
+
+    with_head = replace(parts, head=head, reference=lambda x: head(parts.reference(x)))
+    model = wrap(bare, family=lambda _: with_head, preprocess=preprocess)
+    found = ablations(model, mechvis.data.scenes(9, seed=1), progress=False).table
+    assert {"L0H0", "all MLPs"} <= set(found["group"]) and found["direct"].is_not_null().all()
