@@ -1,7 +1,44 @@
 """Learned dictionaries of features: sparse autoencoders, transcoders and crosscoders on activations of vision models.
 
-Planned here: one architecture per file, streamed training that resumes exactly, evaluation, other tools' file formats,
-steering, dashboards. Nothing of it exists yet. Anything with `encode` and `decode` will count as a dictionary.
+    store = mechvis.harvest(model, images, "blocks.2.hook_resid_post", out="runs/acts")
+    run = sae.train(store, sae.BatchTopK(n_latents=2048, k=32), sae.Training(tokens=10_000_000), out="runs/sae")
+    run.dictionary.encode(rows), run.dictionary.save("my-sae")
+
+* `train`, `Training`, `Job`: the one trainer. `from_store`, `from_model`: where rows come from.
+* `architectures`: how codes are found and learned, one file each. `Dictionary`: what comes out; `load` opens a saved one.
 """
 
-__all__: list[str] = []
+from typing import TYPE_CHECKING
+
+from mechvis.lazy import publish
+
+__all__ = publish(
+    __name__,
+    {
+        "train": "sae.training.train",
+        "Trained": "sae.training.train",
+        "Training": "sae.training.settings",
+        "Job": "sae.training.job",
+        "wandb_tracker": "sae.training.log",
+        "Dictionary": "sae.dictionary",
+        "start": "sae.dictionary",
+        "load": "sae.dictionary",
+        "from_store": "sae.data",
+        "from_model": "sae.data",
+        "Together": "sae.data",
+        "TensorRows": "sae.data",
+        "TopK": "sae.architectures.topk",
+        "BatchTopK": "sae.architectures.batch_topk",
+    },
+    modules=("architectures",),
+)
+
+if TYPE_CHECKING:  # for editors and type checkers
+    from sae.architectures.batch_topk import BatchTopK
+    from sae.architectures.topk import TopK
+    from sae.data import TensorRows, Together, from_model, from_store
+    from sae.dictionary import Dictionary, load, start
+    from sae.training.job import Job
+    from sae.training.log import wandb_tracker
+    from sae.training.settings import Training
+    from sae.training.train import Trained, train

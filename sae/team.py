@@ -1,0 +1,55 @@
+"""The processes that train one dictionary together, as a loss sees them: sums over all rows of a batch.
+
+A loss that divides by a number of the whole batch (its variance, its k largest) has to ask the others for it. In one
+process nobody is asked. `sae.parallel` has the team of several.
+"""
+
+from abc import ABC, abstractmethod
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from sae.dictionary import Dictionary
+
+
+class Team(ABC):
+    """What losses ask of the other processes. Nothing here is differentiated."""
+
+    size: int = 1
+    rank: int = 0
+
+    @abstractmethod
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum over processes."""
+
+    @abstractmethod
+    def largest(self, value: Tensor) -> Tensor:
+        """Maximum over processes."""
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean over processes, which have equal shares of a batch."""
+        return self.sum(value) / self.size
+
+    def share(self, dictionary: "Dictionary") -> None:
+        """Give all processes the same numbers to start with; nothing to do in one."""
+
+    def least(self, value: Tensor) -> Tensor:
+        """Minimum over processes."""
+        return -self.largest(-value)
+
+
+class Alone(Team):
+    """One process."""
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The value."""
+        return value
+
+    def largest(self, value: Tensor) -> Tensor:
+        """The value."""
+        return value
+
+
+ALONE = Alone()
