@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import race
+from mechvis.kernels.support import Support
 
 HERE = Path(__file__).parent
 CACHE_BYTES = 256 * 2**20
@@ -82,7 +83,7 @@ class Row:
 
 
 def tasks(size: Size, dtype: torch.dtype, device: str) -> Iterator[Task]:
-    """The calls of a sweep, of a patching run, and of edge attribution."""
+    """The calls of a sweep, of a patching run, of edge attribution, and of a dictionary's training."""
     generator = torch.Generator(device).manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -146,6 +147,37 @@ def tasks(size: Size, dtype: torch.dtype, device: str) -> Iterator[Task]:
         arguments=(change, weight, gradient), more={},
         bytes=(change.numel() + weight.numel() + gradient.numel()) * item + size.images * sources * readers * 4,
     )  # fmt: skip
+    yield from _of_dictionaries(draw, rows * tokens // 4, 32 * width, width)
+
+
+def _of_dictionaries(draw: Callable[..., Tensor], rows: int, n: int, width: int) -> Iterator[Task]:
+    """The sparse part of a training step with 32 of `n` latents per row. Sorting entries by latent is not timed: a step
+    does it once."""
+    k = 32
+    pre, x, weight = draw(rows, n), draw(rows, width), draw(n, width)
+    item, dead = pre.element_size(), torch.arange(n, device=pre.device) % 50 == 0
+    for name, more in ((f"{k} of all latents", {}), (f"{k} among dead latents", {"among": dead})):
+        read = rows * (n if not more else int(dead.sum())) * item
+        yield Task(
+            name=name, operation="topk", function="topk", arguments=(pre, k), more=more,
+            bytes=read + rows * k * (item + 8),
+        )  # fmt: skip
+    values, latents = pre.topk(k)
+    support, values = Support.from_rows(latents, n), values.flatten()
+    entries, used = len(support), int(latents.unique().numel())
+    yield Task(
+        name="reconstruction", operation="sparse_decode", function="sparse_decode", arguments=(values, support, weight),
+        more={}, bytes=used * width * item + entries * (item + 8) + rows * width * 4,
+    )  # fmt: skip
+    yield Task(
+        name="gradients of values", operation="sparse_grad", function="entry_products", arguments=(x, weight, support),
+        more={}, bytes=(rows + used) * width * item + entries * (16 + 4),
+    )  # fmt: skip
+    for name, more in (("gradients of weights", {}), ("gradients of weights, with norms", {"against": weight})):
+        yield Task(
+            name=name, operation="sparse_grad", function="segment_sum", arguments=(values, x, support), more=more,
+            bytes=rows * width * item + entries * (16 + item) + n * width * (4 + (item if more else 0)),
+        )  # fmt: skip
 
 
 def call(function: Callable, task: Task) -> Callable[[], Tensor]:

@@ -14,8 +14,9 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -27,6 +28,39 @@ TOKEN_NAMES = ("cls", "registers", "prefix", "patches")
 
 Rows = Sequence[int] | None
 Tokens = str | Sequence[int] | Tensor | None
+
+
+@runtime_checkable
+class SavedFunction(Protocol):
+    """A function for `call` that is data: it prints, compares and saves by its content.
+
+    Loading looks its name up among the entry points `mechvis.edit_functions` of installed packages; nothing of the file
+    is run. One with `by_vector = True` changes each vector by itself, so its edit may have other tokens in every row.
+    """
+
+    NAME: ClassVar[str]
+    """Its name in files."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The selected slice, changed."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What identifies it, as JSON."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its numbers."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """What is written, beside the tensors; may refuse."""
+        ...
+
+    @classmethod
+    def from_json(cls, known: Mapping[str, Any], tensors: Mapping[str, Tensor], near: Path) -> Self:
+        """The function again; `near`: folder of the edits' file."""
+        ...
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -61,17 +95,20 @@ class Edit:
             if (value := getattr(self, name)) is not None
         ]
         extra = [f"factor={self.factor:g}"] if self.kind in ("add", "scale") else []
+        extra += [repr(self.fn)] if isinstance(self.fn, SavedFunction) else []
         return f"edits.{self.kind}({', '.join([repr(self.site), *selection, *extra])})"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Edit) and self.fingerprint == other.fingerprint and self.fn is other.fn
+        if not isinstance(other, Edit) or self.fingerprint != other.fingerprint:
+            return False
+        return self.fn is other.fn or isinstance(self.fn, SavedFunction)
 
     def __hash__(self) -> int:
-        return hash((self.fingerprint, self.fn))
+        return hash((self.fingerprint, None if isinstance(self.fn, SavedFunction) else self.fn))
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the edit's content (a function counts by its name)."""
+        """Hash of the edit's content (a function that is no data counts by its name)."""
         digest = hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode())
         for name, tensor in sorted(self._tensors().items()):
             digest.update(name.encode())
@@ -89,12 +126,19 @@ class Edit:
             "tokens": "tensor" if isinstance(self.tokens, Tensor) else self.tokens,
             "source_rows": self.source_rows,
             "factor": self.factor,
-            "fn": None if self.fn is None else getattr(self.fn, "__qualname__", repr(type(self.fn))),
+            "fn": self._function(),
             "shapes": {name: [str(t.dtype), *t.shape] for name, t in sorted(self._tensors().items())},
         }
 
+    def _function(self) -> Any:
+        if isinstance(self.fn, SavedFunction):
+            return {"name": self.fn.NAME, **self.fn.describe()}
+        return None if self.fn is None else getattr(self.fn, "__qualname__", repr(type(self.fn)))
+
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"values/{name}": t for name, t in (self.values or {}).items()}
+        if isinstance(self.fn, SavedFunction):
+            tensors |= {f"fn/{name}": t for name, t in self.fn.tensors().items()}
         if isinstance(self.tokens, Tensor):
             tensors["tokens"] = self.tokens
         return tensors
@@ -317,7 +361,8 @@ def call(
     heads: Rows = None,
     units: Rows = None,
 ) -> Edit:
-    """Replace by `fn(slice)`, where the slice is `[row token (head) d]` of the selection. Cannot be saved."""
+    """Replace by `fn(slice)`, where the slice is `[row token (head) d]` of the selection. Cannot be saved, unless the
+    function is data (:class:`SavedFunction`)."""
     if not callable(fn):
         raise BadData(f"call needs a function that takes the selected slice, got {type(fn).__name__}.")
     return _edit("call", site, rows, tokens, heads, units, fn=fn)
@@ -341,14 +386,18 @@ def save(edits: Sequence[Edit], path: str | Path) -> Path:
     """Write edits as `<path>.json` with their tensors in `<path>.safetensors`.
 
     Raises:
-        BadData: an edit carries a Python function, which is not data.
+        BadData: an edit carries a Python function, which is not data (see :class:`SavedFunction`).
         OutputNotWritable: the place cannot be written.
     """
     from safetensors.torch import save_file
 
     path = Path(path).with_suffix(".json")
+    items = []
     for edit in edits:
-        if edit.fn is not None:
+        items.append(edit.describe())
+        if isinstance(edit.fn, SavedFunction):
+            items[-1]["fn"] = {"name": edit.fn.NAME, **edit.fn.to_json()}
+        elif edit.fn is not None:
             raise BadData(f"{edit!r} carries a Python function and cannot be saved; use the other kinds.")
     tensors = {
         f"{i}/{name}": tensor.detach().cpu().contiguous()
@@ -358,17 +407,26 @@ def save(edits: Sequence[Edit], path: str | Path) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, path.with_suffix(".safetensors"))
-        text = json.dumps(
-            {"format": "mechvis-edits", "version": 1, "edits": [edit.describe() for edit in edits]}, indent=1
-        )
+        # Version 2 has functions.
+        version = 2 if any(edit.fn is not None for edit in edits) else 1
+        text = json.dumps({"format": "mechvis-edits", "version": version, "edits": items}, indent=1)
         path.write_text(text)
     except OSError as error:
         raise OutputNotWritable(f"cannot write edits to {path}: {error}") from error
     return path
 
 
-def load(path: str | Path) -> list[Edit]:
-    """Edits written by :func:`save`."""
+def load(path: str | Path, functions: Mapping[str, type[SavedFunction]] | None = None) -> list[Edit]:
+    """Edits written by :func:`save`.
+
+    Args:
+        path: of the JSON file.
+        functions: classes of functions by name, beside those of the installed packages.
+
+    Raises:
+        StoreCorrupt: not a readable edit file.
+        UnknownName: an edit, or a function of one, that this installation does not know.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -385,6 +443,12 @@ def load(path: str | Path) -> list[Edit]:
             raise unknown("edit kind", item.get("kind"), KINDS)
         values = {name.split("/", 2)[2]: t for name, t in tensors.items() if name.startswith(f"{i}/values/")}
         tokens = tensors[f"{i}/tokens"] if item["tokens"] == "tensor" else item["tokens"]
+        fn = item.get("fn")
+        if (fn is None) != (item["kind"] != "call"):
+            raise StoreCorrupt(f"{path} holds an edit {item['kind']!r} {'with' if fn else 'without'} a function.")
+        if fn is not None:
+            own = {name.split("/", 2)[2]: t for name, t in tensors.items() if name.startswith(f"{i}/fn/")}
+            fn = _function_class(fn.get("name"), functions or {}).from_json(fn, own, path.parent)
         tuples = {
             key: None if item[key] is None else tuple(item[key]) for key in ("rows", "heads", "units", "source_rows")
         }
@@ -394,8 +458,19 @@ def load(path: str | Path) -> list[Edit]:
                 site=item["site"],
                 factor=item["factor"],
                 values=values or None,
+                fn=fn,
                 tokens=tuple(tokens) if isinstance(tokens, list) else tokens,
                 **tuples,
             )
         )
     return loaded
+
+
+def _function_class(name: Any, given: Mapping[str, type[SavedFunction]]) -> type[SavedFunction]:
+    """The class of a saved function: given, or of an installed package."""
+    if name in given:
+        return given[name]
+    known = {point.name: point for point in entry_points(group="mechvis.edit_functions")}
+    if name not in known:
+        raise unknown("function of an edit", name, [*given, *known])
+    return known[name].load()

@@ -6,10 +6,10 @@ name that matches nothing is an error with suggestions, never an empty result.
 
 import fnmatch
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mechvis.errors import OutOfRange, UnknownSite, nearest
-from mechvis.models.parts import AttentionParts, BlockParts, TowerParts
+from mechvis.models.parts import AttentionParts, BlockParts, SpliceParts, TowerParts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +168,36 @@ def build(parts: TowerParts) -> HookGraph:
     if parts.head is not None:
         draw("hook_logits", (("row", "class"), (None, len(parts.class_names) or None)), [last])
     aliases = {alias: name for alias, name in parts.aliases.items() if name in draw.sites}
-    return HookGraph(draw.sites, aliases, len(parts.blocks))
+    sites = _spliced(draw.sites, parts.splices) if parts.splices else draw.sites
+    return HookGraph(sites, aliases, len(parts.blocks))
+
+
+def _spliced(sites: dict[str, SiteInfo], splices: Iterable[SpliceParts]) -> dict[str, SiteInfo]:
+    """The sites with those of dictionaries after the activations that they write, and read by what reads these."""
+    at = {splice.site: splice for splice in splices}
+    found: dict[str, SiteInfo] = {}
+    for name, site in sites.items():
+        reads = []
+        for read in site.reads:
+            splice = at.get(read)
+            if splice is None or splice.error or splice.tokens is not None:
+                reads.append(read)
+            if splice is not None:
+                reads += [extra for extra in (splice.latents_site, splice.error_site) if extra is not None]
+        found[name] = replace(site, reads=tuple(reads))
+        if (splice := at.get(name)) is None:
+            continue
+        lead = [(a, n) for a, n in zip(site.axes, site.sizes, strict=True) if a in ("row", "token")]
+        axes, sizes = zip(*lead, ("latent", splice.n_latents), strict=True)
+        common = {"layer": site.layer, "on_demand": splice.error}
+        found[splice.latents_site] = SiteInfo(
+            name=splice.latents_site, axes=axes, sizes=sizes, reads=(splice.reads,), **common
+        )
+        if splice.error_site is not None:
+            found[splice.error_site] = SiteInfo(
+                name=splice.error_site, axes=site.axes, sizes=site.sizes, reads=(name, splice.latents_site), **common
+            )
+    return found
 
 
 class _Drawing:

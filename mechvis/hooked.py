@@ -156,11 +156,15 @@ class HookedViT(HookedRootModule):
             x = x.detach().requires_grad_(True)
         x = self._at("hook_embed", self.hook_embed, x, active) if start == 0 else x
         for layer in range(start, n_layers if stop is None else stop):
-            if (active is not None and active.enters(layer)) or any(map(_hooked, self.blocks[layer].points)):
+            if self._enters(layer, active):
                 x = self._block(layer, x, active, layout)
             else:
                 x = plain.plain(self.parts.blocks[layer], x, layout)
         return x if stop is not None else self._read_out(x, inputs, active)
+
+    def _enters(self, layer: int, active: Active | None) -> bool:
+        """Does anybody look at a site of this block, or edit one?"""
+        return (active is not None and active.enters(layer)) or any(map(_hooked, self.blocks[layer].points))
 
     def _own(self, stream: Tensor, start: int, active: Active | None) -> Tensor:
         """A given stream, copied where a hook or a watcher might write into it."""

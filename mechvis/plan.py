@@ -312,7 +312,7 @@ def _apply_function(edit: Edit, plan: Plan, view: Tensor) -> Tensor:
     units = _indices(edit.units, width, "unit", edit, device)
     mask = _tokens(edit, plan.prefix, n_rows, n_tokens, device)[rows]
     if not (mask == mask[:1]).all():
-        if edit.kind == "call":
+        if edit.kind == "call" and not getattr(edit.fn, "by_vector", False):
             raise BadData(f"{edit!r}: call needs the same tokens in every row; give one edit per row instead.")
         index = mask.nonzero(as_tuple=True)
         rows, tokens = rows[index[0]][:, None], index[1][:, None]
@@ -329,7 +329,7 @@ def _apply_function(edit: Edit, plan: Plan, view: Tensor) -> Tensor:
         wide = old.to(basis.dtype)
         new = (wide - (wide @ basis.T) @ basis).to(old.dtype)
     else:
-        given = old.squeeze(2) if n_groups == 1 else old
+        given = old.squeeze(-2) if n_groups == 1 else old
         new = edit.fn(given)
         if not isinstance(new, Tensor) or new.shape != given.shape:
             seen = list(new.shape) if isinstance(new, Tensor) else type(new).__name__

@@ -146,7 +146,8 @@ class Active:
             return
         last = f"blocks.{len(parts.blocks) - 1}."
         for name, edits in self.plan.at.items():
-            if not name.startswith(last) or name.removeprefix(last) in _MIXES_TOKENS:
+            place = name.removeprefix(last).removesuffix(".hook_latents").removesuffix(".hook_error")
+            if not name.startswith(last) or place in _MIXES_TOKENS:
                 continue
             # A pattern that also hits earlier layers means what it says; only an edit that does nothing else is told.
             for edit in (e for e in edits if self._matches(e) == 1):

@@ -22,7 +22,14 @@ SPECIAL_KINDS = ("patches", "pool_heads")
 """Kinds that not every sweep has: groups of patches in the stream before a block (they need `groups`, see
 `mechvis.patches`), and the heads of an attention pooling (SigLIP), which come after the last block."""
 
-_INDEX = {"heads": "head", "result": "head", "neurons": "neuron", "tokens": "token", "pool_heads": "head"}
+SPLICED_KINDS = ("latents", "errors")
+"""Kinds of models with dictionaries spliced in (`sae.splice`): single latents, and what a dictionary misses as a whole.
+They need `at`, the site that the dictionary writes."""
+
+_INDEX = {
+    "heads": "head", "result": "head", "neurons": "neuron", "tokens": "token", "pool_heads": "head",
+    "latents": "latent",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, order=True)
@@ -32,17 +39,21 @@ class Unit:
     layer: int
     """Block index; for `pool_heads` the number of blocks."""
     kind: str
-    """One of `KINDS` or `SPECIAL_KINDS`."""
+    """One of `KINDS`, `SPECIAL_KINDS` or `SPLICED_KINDS`."""
     index: int | None = None
-    """Head, neuron, token or group; None for a whole layer's write."""
+    """Head, neuron, token, group or latent; None for a whole layer's write."""
     group: str | None = None
     """Name of a group of patches."""
     tokens: tuple[int, ...] | None = None
     """Tokens of a group of patches; None where they differ from image to image."""
+    at: str | None = None
+    """Site that the dictionary of a latent writes."""
 
     @property
     def site(self) -> str:
         """Canonical site name."""
+        if self.kind in SPLICED_KINDS:
+            return f"{self.at}.{'hook_latents' if self.kind == 'latents' else 'hook_error'}"
         if self.kind == "pool_heads":
             return "pool.attn.hook_z"
         if self.kind == "patches":
@@ -58,6 +69,9 @@ class Unit:
             return f"pool H{self.index}"
         if self.kind == "patches":
             return f"L{self.layer} {self.group}"
+        if self.kind in SPLICED_KINDS:
+            place = str(self.at).rsplit("hook_", 1)[-1]
+            return f"L{self.layer} {place} " + ("error" if self.kind == "errors" else f"latent {self.index}")
         if self.index is None:
             return f"L{self.layer} {self.kind}"
         return f"L{self.layer} {_INDEX[self.kind]} {self.index}"
@@ -71,7 +85,7 @@ class Unit:
             return {**row, "group": self.group}
         if self.index is not None:
             row[_INDEX[self.kind]] = self.index
-        return row
+        return {**row, "at": self.at} if self.kind in SPLICED_KINDS else row
 
     def selection(self) -> dict[str, tuple[int, ...]]:
         """Keyword arguments of an edit that hits exactly this unit."""
@@ -84,7 +98,7 @@ class Unit:
             return {"tokens": self.tokens}
         if self.index is None:
             return {}
-        word = {"neurons": "units", "tokens": "tokens"}.get(self.kind, "heads")
+        word = {"neurons": "units", "latents": "units", "tokens": "tokens"}.get(self.kind, "heads")
         return {word: (self.index,)}
 
     def edit(self, kind: str, **more: Any) -> Edit:
@@ -100,8 +114,8 @@ def units_of(
 
     Args:
         model: a wrapped model.
-        units: a kind (`heads`, `result`, `attn_out`, `mlp_out`, `neurons`, `tokens`, `patches`, `pool_heads`), or a
-            list of units.
+        units: a kind (`heads`, `result`, `attn_out`, `mlp_out`, `neurons`, `tokens`, `patches`, `pool_heads`; with
+            dictionaries spliced in `latents`, `errors`), or a list of units.
         layers: only these layers.
         groups: for `patches`: `mechvis.patches.Groups`.
 
@@ -122,8 +136,10 @@ def units_of(
         if len(set(chosen)) != len(chosen):
             raise BadData("a unit is listed twice.")
         return chosen
-    if units not in KINDS and units not in SPECIAL_KINDS:
-        raise unknown("unit kind", units, [*KINDS, *SPECIAL_KINDS])
+    if units not in (*KINDS, *SPECIAL_KINDS, *SPLICED_KINDS):
+        raise unknown("unit kind", units, [*KINDS, *SPECIAL_KINDS, *SPLICED_KINDS])
+    if units in SPLICED_KINDS:
+        return _of_splices(parts, units, wanted)
     if units == "pool_heads":
         if layers is not None:
             raise BadData("the heads of the pooling are in no layer; leave layers= out.")
@@ -153,9 +169,12 @@ def head_units(heads: Iterable[tuple[int, int]]) -> list[Unit]:
 def _check(unit: Any, parts: Any) -> None:
     if not isinstance(unit, Unit):
         raise BadData(f"units are made of Unit(layer, kind, index), or head_units([(layer, head), ...]); got {unit!r}.")
-    if unit.kind not in KINDS and unit.kind not in SPECIAL_KINDS:
-        raise unknown("unit kind", unit.kind, [*KINDS, *SPECIAL_KINDS])
+    if unit.kind not in (*KINDS, *SPECIAL_KINDS, *SPLICED_KINDS):
+        raise unknown("unit kind", unit.kind, [*KINDS, *SPECIAL_KINDS, *SPLICED_KINDS])
     n_layers = len(parts.blocks)
+    if unit.kind in SPLICED_KINDS:
+        _check_spliced(unit, parts)
+        return
     if unit.kind == "pool_heads":
         count = _pool_heads(parts)
         if unit.layer != n_layers or unit.index is None or not 0 <= unit.index < count:
@@ -173,6 +192,43 @@ def _check(unit: Any, parts: Any) -> None:
     if not (unit.index is None if count == 0 else unit.index is not None and 0 <= unit.index < count):
         valid = f"index 0 to {count - 1}" if count else "no index"
         raise OutOfRange(f"{unit!r} does not exist: {unit.kind} of layer {unit.layer} take {valid}.")
+
+
+def _check_spliced(unit: Unit, parts: Any) -> None:
+    if not parts.splices:
+        raise BadData(f"{unit!r}: this model has no dictionary: sae.splice(model, dictionary).")
+    for splice in parts.splices:
+        if splice.site != unit.at or not splice.site.startswith(f"blocks.{unit.layer}."):
+            continue
+        whole = unit.kind == "errors"
+        if splice.error and unit.index is None if whole else _within(unit.index, splice.n_latents):
+            return
+    have = ", ".join(f"{s.n_latents} at {s.site}{'' if s.error else ' without error term'}" for s in parts.splices)
+    raise OutOfRange(f"{unit!r} does not exist: this model's dictionaries have latents {have}.")
+
+
+def _within(index: int | None, count: int) -> bool:
+    return index is not None and 0 <= index < count
+
+
+def _of_splices(parts: Any, kind: str, layers: Iterable[int]) -> list[Unit]:
+    """Latents (or error terms) of the dictionaries inside these layers."""
+    if not parts.splices:
+        raise BadData(f"this model has no dictionary, so it has no {kind}: sae.splice(model, dictionary).")
+    found = []
+    for splice in parts.splices:
+        words = splice.site.split(".")
+        if words[0] != "blocks" or int(words[1]) not in layers:
+            continue
+        layer = int(words[1])
+        if kind == "latents":
+            found += [Unit(layer, kind, i, at=splice.site) for i in range(splice.n_latents)]
+        elif splice.error:
+            found.append(Unit(layer, kind, at=splice.site))
+    if not found:
+        have = ", ".join(f"{s.site} ({'with' if s.error else 'without'} error term)" for s in parts.splices)
+        raise BadData(f"no dictionary with {kind} inside these layers; this model's write {have}.")
+    return sorted(found, key=_order)
 
 
 def _check_patches(unit: Unit, parts: Any) -> None:
@@ -197,7 +253,7 @@ def _pool_heads(parts: Any) -> int:
 def _order(unit: Unit) -> tuple:
     """By layer, kind and index; units without an index, or with other fields, compare too."""
     index = -1 if unit.index is None else unit.index
-    return unit.layer, unit.kind, index, unit.group or "", unit.tokens or ()
+    return unit.layer, unit.kind, index, unit.group or "", unit.tokens or (), unit.at or ""
 
 
 def _layer(layer: int, n_layers: int) -> int:

@@ -5,7 +5,7 @@
     run.dictionary.encode(rows), run.dictionary.save("my-sae")
 
 * `train`, `Training`, `Job`: the one trainer. `from_store`, `from_model`: where rows come from.
-* `architectures`: how codes are found and learned, one file each. `Dictionary`: what comes out; `load` opens a saved one.
+* `architectures`: how codes are found and learned, one file each. `Dictionary`: what comes out; `load` opens one.
 """
 
 from typing import TYPE_CHECKING

@@ -7,6 +7,7 @@ entries alone and uses `sae.sparse`. `Encoder.fast` decides, and the tests run e
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from mechvis.kernels.sparse_grad import entry_products
 from mechvis.kernels.support import Support
-from sae import sparse
+from mechvis.kernels.topk import topk
+from sae import screen, sparse
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -101,9 +103,75 @@ class Encoder:
         if not self.fast:
             mask = support.mask()
             return Values(numbers=torch.where(mask, self.pre, 0.0), support=support, mask=mask)
-        known = self.pre[support.rows, support.latents] if self.exact else None
-        numbers = sparse.encode_at(self.x, self.shift, self.weight, self.bias, support, known)
+        known = self._known(support)
+        numbers = sparse.encode_at(self.x, self.shift, self.weight, self.bias, support, known, self.centred)
         return Values(numbers=numbers, support=support, mask=None)
+
+    def largest(
+        self, k: int, among: Bool[Tensor, " latent"] | None = None
+    ) -> tuple[Support, Float[Tensor, " entry"]]:
+        """The places of the k largest pre-activations of each row, and the numbers there, without history.
+
+        Args:
+            k: how many of each row.
+            among: latents that may be taken; None for all. Where they are fewer, places are filled up with -inf.
+        """
+        values, latents = topk(self.pre.detach(), k, among=among)
+        return Support.from_rows(latents, len(self.weight)), values.reshape(-1)
+
+    @cached_property
+    def centred(self) -> Float[Tensor, "row d"]:
+        """Rows after the shift, without history."""
+        return (self.x if self.shift is None else self.x - self.shift).detach()
+
+    def _known(self, support: Support) -> Float[Tensor, " entry"] | None:
+        return self.pre[support.rows, support.latents] if self.exact else None
+
+
+class Screened(Encoder):
+    """An encoder of which the whole product is taken only if somebody asks for it.
+
+    The largest pre-activations come from `sae.screen`, in full precision; those of some latents from these alone.
+    """
+
+    def __init__(self, *, x, shift, weight, bias, exact: bool):
+        known = {"x": x, "shift": shift, "weight": weight, "bias": bias, "fast": True, "exact": exact}
+        for name, value in known.items():
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "_found", (None, None))
+
+    @cached_property
+    def pre(self) -> Float[Tensor, "row latent"]:
+        """All pre-activations."""
+        return _product(self.centred, self.weight.detach(), self.bias, bf16=not self.exact)
+
+    def largest(self, k: int, among: Tensor | None = None) -> tuple[Support, Tensor]:
+        """See :meth:`Encoder.largest`."""
+        if among is not None:
+            return self._among(k, among)
+        if "pre" in self.__dict__ or not screen.possible(self.weight, k):
+            return super().largest(k)
+        bias = None if self.bias is None else self.bias.detach()
+        latents, values = screen.largest(self.centred, self.weight, bias, k, exact=self.exact)
+        found = Support.from_rows(latents, len(self.weight)), values.reshape(-1)
+        object.__setattr__(self, "_found", found)
+        return found
+
+    def _among(self, k: int, among: Tensor) -> tuple[Support, Tensor]:
+        columns = among.nonzero()[:, 0]
+        if len(columns) < k or 2 * len(columns) > len(among):
+            return super().largest(k, among)
+        with torch.no_grad():
+            bias = None if self.bias is None else self.bias[columns]
+            pre = _product(self.centred, self.weight[columns], bias, bf16=not self.exact)
+            values, places = topk(pre, k)
+        return Support.from_rows(columns[places], len(self.weight)), values.reshape(-1)
+
+    def _known(self, support: Support) -> Tensor | None:
+        if support is self._found[0]:
+            return self._found[1]
+        # What was multiplied already is looked up; the rest is computed for the entries alone.
+        return super()._known(support) if "pre" in self.__dict__ else None
 
 
 def encoder(
@@ -129,21 +197,25 @@ def encoder(
         centred = x if shift is None else x - shift
         pre = centred @ weight.T if bias is None else torch.addmm(bias, centred, weight.T)
         return Encoder(x=x, shift=shift, weight=weight, bias=bias, pre=pre, fast=False, exact=True)
+    if screen.possible(weight, 1):
+        return Screened(x=x, shift=shift, weight=weight, bias=bias, exact=not bf16)
     with torch.no_grad():
-        centred = x if shift is None else x - shift
-        if bf16:
-            pre = centred.bfloat16() @ weight.bfloat16().T
-            pre = pre if bias is None else pre + bias.bfloat16()
-        else:
-            pre = centred @ weight.T if bias is None else torch.addmm(bias, centred, weight.T)
+        pre = _product(x if shift is None else x - shift, weight, bias, bf16=bf16)
     return Encoder(x=x, shift=shift, weight=weight, bias=bias, pre=pre, fast=True, exact=not bf16)
+
+
+@torch.no_grad()
+def _product(centred: Tensor, weight: Tensor, bias: Tensor | None, *, bf16: bool) -> Tensor:
+    if bf16:
+        pre = centred.bfloat16() @ weight.bfloat16().T
+        return pre if bias is None else pre.add_(bias.bfloat16())
+    return centred @ weight.T if bias is None else torch.addmm(bias, centred, weight.T)
 
 
 def recomputed(e: Encoder, support: Support) -> Float[Tensor, " entry"]:
     """Pre-activations at the places of a support in full precision, without history."""
     with torch.no_grad():
-        if e.exact:
-            return e.pre[support.rows, support.latents]
-        centred = e.x if e.shift is None else e.x - e.shift
-        found = entry_products(centred, e.weight, support)
+        if (known := e._known(support)) is not None:
+            return known
+        found = entry_products(e.centred, e.weight, support)
         return found if e.bias is None else found + e.bias[support.latents]

@@ -50,6 +50,8 @@ class Step:
     """Encoder product in bfloat16; what is kept is computed again in full precision."""
     team: Team = ALONE
     """The processes that train together."""
+    known: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What was computed in this step already (`sae.losses`), so that nothing goes over the batch twice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,8 @@ class Architecture(ABC):
     """Its name in files and on the command line."""
     UNIT: ClassVar[tuple[str, ...]] = ("W_dec",)
     """Parameters whose rows have norm one where `decoder='unit'`."""
+    FIXED: ClassVar[tuple[str, ...]] = ()
+    """What `parameters` measures on the data but nobody trains (candidates of archetypes): kept as state."""
 
     n_latents: int
     """Latents."""
@@ -87,6 +91,8 @@ class Architecture(ABC):
     """Add a linear map from what is read to what is written (skip transcoder)."""
     data_init: float = 0.8
     """Share of a data point in the initial directions; the rest is random (Anthropic, October 2024; saev [code])."""
+    centre: bool | None = None
+    """Is `b_dec` taken off before encoding? None: as the architecture does; set where a file says otherwise."""
 
     def __post_init__(self):
         if self.n_latents < 1:
@@ -97,7 +103,7 @@ class Architecture(ABC):
             raise BadData(f"data_init={self.data_init} is a share, between 0 and 1.")
         self.check()
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027 - most have nothing to check
         """Refuse settings that cannot be; overridden where there are more settings."""
 
     # -- how it starts -----------------------------------------------------------------------------------------------
@@ -127,7 +133,7 @@ class Architecture(ABC):
 
     def subtracts_bias(self, ends: Ends) -> bool:
         """Is `b_dec` taken off before encoding?"""
-        return not ends.transcodes
+        return not ends.transcodes if self.centre is None else self.centre
 
     @abstractmethod
     def encode(self, d: "Dictionary", x: Float[Tensor, "row d_in"]) -> Float[Tensor, "row latent"]:
@@ -137,16 +143,20 @@ class Architecture(ABC):
         """What codes write, normalised (without a skip connection)."""
         return codes @ d.W_dec + d.b_dec
 
+    def rows(self, d: "Dictionary") -> Float[Tensor, "code d_out"]:
+        """What one unit of each code writes, normalised."""
+        return d.W_dec
+
     # -- how it learns -----------------------------------------------------------------------------------------------
 
     @abstractmethod
     def loss(self, d: "Dictionary", x: Float[Tensor, "row d_in"], y: Float[Tensor, "row d_out"], step: Step) -> Loss:
         """Loss of a batch of normalised rows."""
 
-    def before(self, d: "Dictionary", step: Step) -> None:
+    def before(self, d: "Dictionary", step: Step) -> None:  # noqa: B027 - most have nothing to do
         """Bring parameters where they have to be before a batch (in place, no gradient)."""
 
-    def after(self, d: "Dictionary", loss: Loss, step: Step) -> None:
+    def after(self, d: "Dictionary", loss: Loss, step: Step) -> None:  # noqa: B027 - most have nothing to do
         """Learn from a batch what is not learned by gradients, after the optimiser's step."""
 
     def folded(self, d: "Dictionary") -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mechvis.errors import BadData, MixedDevices, NotFinite, ResultMismatch, ShapeMismatch
 from mechvis.store.order import ROWS, permutation
+from sae.team import ALONE, Team
 
 FOREVER = 10**9
 """Epochs of a source: training ends by tokens, not by epochs."""
@@ -143,8 +144,9 @@ class TensorRows:
         known = self.state_dict()
         differ = [key for key in ("size", "seed", "rows") if state.get(key) != known[key]]
         if differ:
+            name = differ[0]
             raise ResultMismatch(
-                f"this position belongs to rows with another {differ[0]}: {state.get(differ[0])}, not {known[differ[0]]}."
+                f"this position belongs to other rows: their {name} was {state.get(name)}, not {known[name]}."
             )
         self.epoch, self.row = int(state["epoch"]), int(state["row"])
 
@@ -229,8 +231,8 @@ class IteratorRows:
         except StopIteration:
             if not self._again:
                 raise BadData(
-                    f"the iterator ended after {self._seen} batches, before the training did. Give a function that makes "
-                    "a new one, a longer one, or ask for fewer tokens."
+                    f"the iterator ended after {self._seen} batches, before the training did. Give a function that "
+                    "makes a new one, a longer one, or ask for fewer tokens."
                 ) from None
             self._iterator = iter(self._make())
             batch = next(self._iterator, None)
@@ -305,8 +307,8 @@ class Together:
             )
             if not same:
                 raise ResultMismatch(
-                    f"rows of {name} are not about the same tokens as those of {next(iter(batches))}: give both the same "
-                    "images, tokens, seed and buffer."
+                    f"rows of {name} are not about the same tokens as those of {next(iter(batches))}: give both the "
+                    "same images, tokens, seed and buffer."
                 )
         joined = {f"{name}/{site}": t for name, batch in batches.items() for site, t in batch.activations.items()}
         return Rows(joined, first.types, first.image, first.token)
@@ -364,10 +366,12 @@ def from_model(
     *,
     size: int,
     seed: int = 0,
-    tokens: str | int = "all",
+    which: str | int = "all",
+    dtype: Any = None,
     part: tuple[int, int] = (0, 1),
     buffer: str | int = "512MB",
-    **more: Any,
+    block: int = 1,
+    budget: str | int | None = None,
 ) -> ReaderRows:
     """Rows that a model computes while the dictionary learns: one forward per image, which stops at the last site.
 
@@ -377,10 +381,12 @@ def from_model(
         sites: names or patterns.
         size: rows per batch.
         seed: of the order, and of tokens that are drawn.
-        tokens: which, as in `mechvis.harvest`.
+        which: which tokens become rows, as `tokens` of `mechvis.harvest`.
+        dtype: type of the rows; None: the model's own.
         part: `(rank, ranks)`.
         buffer: memory for shuffling.
-        more: see `mechvis.store.stream`.
+        block: images that stay together in the order.
+        budget: memory for pixels and activations.
 
     Raises:
         UnknownSite, BadData, ShapeMismatch, OutOfMemory.
@@ -393,14 +399,16 @@ def from_model(
         sites,
         size=size,
         seed=seed,
-        tokens=tokens,
+        tokens=which,
+        dtype=dtype,
         epochs=FOREVER,
         part=part,
         buffer=buffer,
         drop_last=True,
-        **more,
+        block=block,
+        budget=budget,
     )
-    known = {"kind": "model", "model": {"name": model.name, "fingerprint": model.fingerprint}, "tokens": str(tokens),
+    known = {"kind": "model", "model": {"name": model.name, "fingerprint": model.fingerprint}, "tokens": str(which),
              "data": {"name": getattr(images, "name", "pixels"), "n": len(images)}}  # fmt: skip
     return ReaderRows(reader, prefix=model.parts.prefix, described=known)
 
@@ -437,11 +445,11 @@ def source(data: Any, *, size: int, seed: int = 0, sites: Any = None, part: tupl
     )
 
 
-def sample(source: Source, n_rows: int) -> dict[str, Tensor]:
-    """Some rows from where a source stands; it is put back to where it was."""
+def sample(source: Source, n_rows: int, team: Team = ALONE) -> dict[str, Tensor]:
+    """Some rows from where a source stands; it is put back to where it was. All processes of a team get all shares."""
     before = source.state_dict()
     batches: list[Rows] = []
-    while sum(map(len, batches)) < n_rows:
+    while sum(map(len, batches)) * team.size < n_rows:
         batches.append(next(source))
     if isinstance(source, IteratorRows):
         source.put_back(batches)
@@ -451,4 +459,4 @@ def sample(source: Source, n_rows: int) -> dict[str, Tensor]:
     devices = {t.device for batch in found for t in batch.values()}
     if len(devices) > 1:
         raise MixedDevices(f"batches lie on {', '.join(sorted(map(str, devices)))}.")
-    return {name: torch.cat([batch[name] for batch in found])[:n_rows] for name in found[0]}
+    return {name: torch.cat([team.gather(batch[name]) for batch in found])[:n_rows] for name in found[0]}

@@ -1,4 +1,4 @@
-"""A learned dictionary: parameters, how activations are scaled, what it reads and writes. Encodes, decodes, saves, loads.
+"""A learned dictionary: parameters, how activations are scaled, what it reads and writes.
 
 One type for sparse autoencoders, transcoders and crosscoders of every architecture: the architecture says how codes are
 found (`sae.architectures`), the ends say which sites are read and written. Rows go in and come out as the model has
@@ -24,6 +24,7 @@ from sae.architecture import Architecture
 from sae.architectures import named
 from sae.ends import Ends
 from sae.normaliser import OF_ROWS, Scaled, factors, require_possible, scaled
+from sae.shards import WHOLE, Shards
 
 FORMAT = "mechvis.dictionary"
 FORMAT_VERSION = 1
@@ -66,6 +67,8 @@ class Dictionary(nn.Module):
         super().__init__()
         require_possible(architecture.normalise, ends)
         self.architecture, self.ends = architecture, ends
+        self.shards: Shards = WHOLE
+        """Who has the other latents, while it is trained in several parts."""
         self.provenance = dict(provenance or {})
         for name, tensor in parameters.items():
             self.register_parameter(name, nn.Parameter(tensor.detach().clone().contiguous()))
@@ -82,7 +85,12 @@ class Dictionary(nn.Module):
     @property
     def directions(self) -> Float[Tensor, "latent d_out"]:
         """What one unit of each latent writes, in the units of the model (up to a row's own norm)."""
-        return self.W_dec * self.scale_out
+        return self.architecture.rows(self) * self.scale_out
+
+    @property
+    def mine(self) -> set[str]:
+        """Parameters with a row per latent: of which every part has its own, if there are several."""
+        return {name for name, p in self.named_parameters() if p.ndim and len(p) == self.n_latents // self.shards.size}
 
     # -- use ---------------------------------------------------------------------------------------------------------
 
@@ -149,12 +157,12 @@ class Dictionary(nn.Module):
 
     def encoder(self, x: Float[Tensor, "row d_in"], *, fast: bool, bf16: bool = False) -> Encoder:
         """Normalised rows times W_enc, with `b_dec` taken off where the architecture does."""
-        shift = self.b_dec if self.architecture.subtracts_bias(self.ends) else None
+        shift = self.shards.shared(self.b_dec) if self.architecture.subtracts_bias(self.ends) else None
         return encoder(x, shift, self.W_enc, self.b_enc, fast=fast, bf16=bf16)
 
     def write(self, codes: Values, x: Float[Tensor, "row d_in"]) -> Float[Tensor, "row d_out"]:
         """What codes write, normalised, with bias and skip connection."""
-        y = codes.decode(self.W_dec) + self.b_dec
+        y = self.shards.sum(codes.decode(self.W_dec)).add_(self.b_dec)
         return y + x @ self.W_skip.T if self.architecture.skip else y
 
     def normalised(self, batch: Mapping[str, Tensor] | Tensor) -> tuple[Tensor, Tensor]:
@@ -318,6 +326,7 @@ def start(
     x = scaled(x, list(ends.reads.values()), kind, state["scale_in"]).x
     y = scaled(y, list(ends.writes.values()), kind, state["scale_out"]).x
     parameters = architecture.parameters(ends, x, y, generator)
+    state |= {name: parameters.pop(name) for name in architecture.FIXED}
     return Dictionary(architecture, ends, parameters, state, provenance=provenance)
 
 

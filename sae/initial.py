@@ -1,11 +1,11 @@
 """How parameters usually start.
 
-1. Directions: rows of the encoder are `share` of a data point and the rest Gaussian, both of unit length before they are
-   mixed (datapoint initialisation: Anthropic, October 2024; saev [code]), then of norm one.
+1. Directions: rows of the encoder are `share` of a data point and the rest Gaussian, both of unit length before they
+   are mixed (datapoint initialisation: Anthropic, October 2024; saev [code]), then of norm one.
 2. The decoder starts as the encoder's transpose (for what is read); a transcoder's decoder starts at the least-squares
    answer of none: zero, so that it first writes the mean (sparsify [code]).
-3. `b_dec` starts at the geometric median of what is written, which outliers move less than a mean; a transcoder's encoder
-   bias takes the mean of what is read off.
+3. `b_dec` starts at the geometric median of what is written, which outliers move less than a mean; a transcoder's
+   encoder bias takes the mean of what is read off.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""How activations are scaled before a dictionary sees them; kept in the dictionary's file, applied by it, never by hand.
+"""How activations are scaled before a dictionary sees them; kept in its file, applied by it, never by hand.
 
 ============== ============================================================= =======================================
 kind           what is done to a row x of one site                           known as
@@ -8,6 +8,7 @@ mean_square    one factor, so that the mean of ‖x‖² is 1                   
 mean_norm      one factor, so that the mean of ‖x‖ is √d                     Anthropic, SAELens expected_average_only_in
 token_norm     each row to norm √d                                           SAELens constant_norm_rescale
 layer_norm     each row minus its mean, over its standard deviation          SAELens and Prisma layer_norm
+input_norm     the same, also undone on what a transcoder writes             Prisma's transcoders; files only
 ============== ============================================================= =======================================
 
 Sparsity coefficients and thresholds only mean something for one scaling, so it travels with them. The last two give
@@ -26,12 +27,12 @@ from torch import Tensor
 from mechvis.errors import BadData, NotFinite, RefusedMethod, unknown
 from sae.ends import Ends
 
-KINDS = ("none", "mean_square", "mean_norm", "token_norm", "layer_norm")
-Kind = Literal["none", "mean_square", "mean_norm", "token_norm", "layer_norm"]
-OF_ROWS = ("token_norm", "layer_norm")
+KINDS = ("none", "mean_square", "mean_norm", "token_norm", "layer_norm", "input_norm")
+Kind = Literal["none", "mean_square", "mean_norm", "token_norm", "layer_norm", "input_norm"]
+OF_ROWS = ("token_norm", "layer_norm", "input_norm")
 """Kinds whose factor is another one for every row."""
 EPSILON = 1e-5
-"""Added to the standard deviation of `layer_norm`, as SAELens and Prisma do."""
+"""Added to the standard deviation of `layer_norm` on the way in, not on the way back, as SAELens and Prisma do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +42,9 @@ class Scaled:
     x: Float[Tensor, "*row d"]
     """The rows."""
     shift: Float[Tensor, "*row d"] | float
-    """What was taken off."""
+    """What is added on the way back."""
     scale: Float[Tensor, "*row d"] | Float[Tensor, " d"] | float
-    """What they were divided by."""
+    """What they are multiplied with on the way back."""
 
 
 def factors(rows: Float[Tensor, "row d"], widths: list[int], kind: Kind) -> Float[Tensor, " d"]:
@@ -51,11 +52,17 @@ def factors(rows: Float[Tensor, "row d"], widths: list[int], kind: Kind) -> Floa
 
     Raises:
         UnknownName: not a kind.
+        RefusedMethod: a kind that nothing can be trained with.
         NotFinite: the rows hold NaN or Inf.
         BadData: a site is zero on all rows.
     """
     if kind not in KINDS:
         raise unknown("normaliser", kind, KINDS)
+    if kind == "input_norm":
+        raise RefusedMethod(
+            "normalise='input_norm' gives what is written the mean and norm of what was read. It is here so that Prisma's "
+            "transcoders can be used; train with 'mean_square' or 'mean_norm'."
+        )
     if not torch.isfinite(rows).all():
         raise NotFinite("the rows that the normaliser is measured on hold NaN or Inf.")
     found = []
@@ -81,14 +88,15 @@ def scaled(x: Float[Tensor, "*row d"], widths: list[int], kind: Kind, factor: Fl
         return Scaled(x=x / factor, shift=0.0, scale=factor)
     parts, shifts, scales = [], [], []
     for part in x.split(widths, dim=-1):
-        if kind == "layer_norm":
+        if kind in ("layer_norm", "input_norm"):
             shift = part.mean(-1, keepdim=True)
-            scale = part.std(-1, keepdim=True) + EPSILON
+            scale = part.std(-1, keepdim=True)
+            parts.append((part - shift) / (scale + EPSILON))
         else:
             shift = torch.zeros_like(part[..., :1])
             # A row of zeros stays one.
             scale = (part.norm(dim=-1, keepdim=True) / part.shape[-1] ** 0.5).clamp_min(EPSILON)
-        parts.append((part - shift) / scale)
+            parts.append(part / scale)
         shifts.append(shift.expand_as(part))
         scales.append(scale.expand_as(part))
     return Scaled(x=torch.cat(parts, -1), shift=torch.cat(shifts, -1), scale=torch.cat(scales, -1))
@@ -102,8 +110,12 @@ def require_possible(kind: Kind, ends: Ends) -> None:
     """
     if kind not in KINDS:
         raise unknown("normaliser", kind, KINDS)
-    if kind in OF_ROWS and ends.transcodes:
+    if kind == "input_norm" and not (ends.transcodes and len(ends.reads) == len(ends.writes) == 1):
+        raise RefusedMethod("normalise='input_norm' is for a transcoder from one site to one site.")
+    if kind == "input_norm" and ends.d_in != ends.d_out:
+        raise RefusedMethod(f"normalise='input_norm' needs one width; this reads {ends.d_in} and writes {ends.d_out}.")
+    if kind in ("token_norm", "layer_norm") and ends.transcodes:
         raise RefusedMethod(
-            f"normalise={kind!r} scales every row by its own norm, and the norm of what a transcoder has to write is not "
-            "known when it is used. Take 'mean_square' or 'mean_norm'."
+            f"normalise={kind!r} scales every row by its own norm, and the norm of what a transcoder has to write is "
+            "not known when it is used. Take 'mean_square' or 'mean_norm'."
         )

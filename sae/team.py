@@ -5,7 +5,7 @@ process nobody is asked. `sae.parallel` has the team of several.
 """
 
 from abc import ABC, abstractmethod
-
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -32,8 +32,18 @@ class Team(ABC):
         """Mean over processes, which have equal shares of a batch."""
         return self.sum(value) / self.size
 
+    @abstractmethod
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of all processes, one after the other."""
+
+    @abstractmethod
     def share(self, dictionary: "Dictionary") -> None:
-        """Give all processes the same numbers to start with; nothing to do in one."""
+        """Give all processes the first one's numbers."""
+
+    def average(self, gradients: Iterable[Tensor]) -> None:
+        """Mean over processes, in place."""
+        for gradient in gradients:
+            gradient.copy_(self.mean(gradient))
 
     def least(self, value: Tensor) -> Tensor:
         """Minimum over processes."""
@@ -50,6 +60,13 @@ class Alone(Team):
     def largest(self, value: Tensor) -> Tensor:
         """The value."""
         return value
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows."""
+        return rows
+
+    def share(self, dictionary: "Dictionary") -> None:
+        """Nothing to do."""
 
 
 ALONE = Alone()

@@ -7,8 +7,13 @@ from pathlib import Path
 from mechvis.cli import say, typed
 
 
-def launched(launch: str | None, out: Path | None) -> bool:
+def launched(launch: str | None, out: Path | None, *, together: bool = False) -> bool:
     """Start the same command as several processes, if that is asked for and this is not one of them.
+
+    Args:
+        launch: how, see :func:`mechvis.parallel.start`.
+        out: the folder that they share.
+        together: they talk to each other, so they have to run at the same time.
 
     Raises:
         BadData: several processes, and no folder in which they could share the work.
@@ -25,6 +30,6 @@ def launched(launch: str | None, out: Path | None) -> bool:
     words = typed()
     if not words:
         raise BadData("launch= starts the words of a command line; in Python use mechvis.parallel.start.")
-    if start([sys.executable, "-m", "mechvis", *words], launch=launch, logs=out / "jobs"):
+    if start([sys.executable, "-m", "mechvis", *words], launch=launch, logs=out / "jobs", together=together):
         say(f"the result will be in {out}.")
     return True

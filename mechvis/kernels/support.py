@@ -8,6 +8,7 @@ once (a stable sort, so that sums come out the same every time) and keeps the or
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -84,7 +85,7 @@ class Support:
     @cached_property
     def by_latent(self) -> tuple[Int[Tensor, " entry"], Int[Tensor, " latent+1"]]:
         """The entries in the order of their latents (rows ascend inside one), and where each latent's start."""
-        order = self.latents.argsort(stable=True)
+        order = _order(self.latents, self.n_latents)
         counts = torch.zeros(self.n_latents, dtype=torch.long, device=order.device)
         counts.scatter_add_(0, self.latents, torch.ones_like(self.latents))
         return order, torch.cat([_zeros(1, order), counts.cumsum(0)])
@@ -105,6 +106,13 @@ class Support:
         out = torch.zeros(self.n_rows, self.n_latents, dtype=torch.bool, device=self.latents.device)
         out[self.rows, self.latents] = True
         return out
+
+
+def _order(latents: Int[Tensor, " entry"], n_latents: int) -> Int[Tensor, " entry"]:
+    """A stable sort. On a CPU numbers of 16 bits are sorted by their digits: a tenth of the time."""
+    if latents.device.type != "cpu" or n_latents > 2**16:
+        return latents.argsort(stable=True)
+    return torch.from_numpy(np.argsort(latents.numpy().astype(np.uint16), kind="stable"))
 
 
 def _zeros(n: int, like: Tensor) -> Tensor:

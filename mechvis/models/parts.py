@@ -126,6 +126,47 @@ class PoolingParts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SpliceParts:
+    """A learned dictionary in the way of one activation: latents that are read, may be edited, and write it again.
+
+    It has sites of its own: `<site>.hook_latents` `[row token latent]` and, with the error term, `<site>.hook_error`.
+    Heads at a site lie side by side in one vector. Made by `sae.splice`; :class:`mechvis.spliced.SplicedViT` runs it.
+    """
+
+    site: str
+    """Site that is written."""
+    reads: str
+    """Site that the latents are computed from: the same one, or another one before it (a transcoder)."""
+    n_latents: int
+    """Latents."""
+    encode: Callable[[Float[Tensor, "*row d_in"]], Float[Tensor, "*row latent"]]
+    """What is read to latents."""
+    decode: Callable[[Float[Tensor, "*row latent"], Float[Tensor, "*row d_in"]], Float[Tensor, "*row d_out"]]
+    """Latents, and what was read, to what they write; linear in the latents."""
+    directions: Callable[[], Float[Tensor, "latent d_out"]]
+    """What one unit of each latent writes, up to `scale`."""
+    scale: Callable[[Float[Tensor, "*row d_in"]], Float[Tensor, "*row d_out"] | None] = lambda read: None
+    """Factor of each row on what is written (where rows are scaled by their own norm); None: none."""
+    error: bool = True
+    """Add what the dictionary misses, so that nothing changes until a latent does; without it the activation is
+    replaced by what the latents write."""
+    tokens: tuple[int, ...] | None = None
+    """Tokens that are replaced; None: all. The others stay as they are and have no latents."""
+    identity: str = ""
+    """What identifies the dictionary: its fingerprint."""
+
+    @property
+    def latents_site(self) -> str:
+        """Name of the site of the latents."""
+        return f"{self.site}.hook_latents"
+
+    @property
+    def error_site(self) -> str | None:
+        """Name of the site of the error term; None without it."""
+        return f"{self.site}.hook_error" if self.error else None
+
+
+@dataclass(frozen=True, kw_only=True)
 class TowerParts:
     """A whole vision (or text) tower."""
 
@@ -184,6 +225,8 @@ class TowerParts:
     """(height, width) -> the image processor or `Preprocess` of the published models, for a model that brings none."""
     aliases: dict[str, str] = field(default_factory=dict)
     """Native module path -> canonical site name."""
+    splices: tuple[SpliceParts, ...] = ()
+    """Dictionaries in the way of activations, at different sites."""
 
     @property
     def grid(self) -> tuple[int, int] | None:

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mechvis.errors import BadData, MechvisError, MissingPackage, unknown
-from mechvis.parallel.world import LAUNCHED
+from mechvis.parallel.world import LAUNCHED, MEETING
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class RankFailed(MechvisError, RuntimeError):
     """One of several processes ended with an error; the message is that process's own."""
 
 
-def start(command: Sequence[str], *, launch: str, logs: str | Path | None = None) -> list[str]:
+def start(command: Sequence[str], *, launch: str, logs: str | Path | None = None, together: bool = False) -> list[str]:
     """Run a command as several processes that share its work.
 
     Args:
@@ -48,6 +49,8 @@ def start(command: Sequence[str], *, launch: str, logs: str | Path | None = None
             (`partition`, `account`, `qos`, `constraint`, `array_parallelism`, ...). `cluster=local` and
             `cluster=debug` try the same without a cluster.
         logs: folder for submitit's files and the output of the jobs; `slurm:` needs it.
+        together: the processes talk to each other (`torch.distributed`), so they have to run at the same time: `nodes`
+            machines of one job, not an array of jobs. They meet in a file whose place is in `MECHVIS_MEETING`.
 
     Returns:
         Numbers of the submitted jobs; nothing for `local:`.
@@ -69,7 +72,7 @@ def start(command: Sequence[str], *, launch: str, logs: str | Path | None = None
             f"launch={launch!r} in a process that is one of several already. Leave it out, or use no torchrun."
         )
     if kind == "slurm":
-        return _submit(list(command), _options(text, launch), logs)
+        return _submit(list(command), _options(text, launch), logs, together)
     if not (text.isdecimal() and 0 < int(text) <= 1024):
         raise BadData(f"launch={launch!r}: say how many processes, e.g. local:2.")
     _run_here(list(command), int(text))
@@ -93,9 +96,20 @@ def last_words(text: str) -> str:
 class _Process:
     """A process with a rank, the end of what it wrote to stderr, and (of the first) the rest of it on the terminal."""
 
-    def __init__(self, command: list[str], ranks: Mapping[str, int], threads: int, *, show: bool, quiet: tuple = ()):
+    def __init__(
+        self,
+        command: list[str],
+        ranks: Mapping[str, int],
+        threads: int,
+        *,
+        show: bool,
+        quiet: tuple = (),
+        meeting: Path | None = None,
+    ):
         self.rank, self.size, self.show = ranks["RANK"], ranks["WORLD_SIZE"], show
         numbers = {f"MECHVIS_{name}": str(number) for name, number in ranks.items()}
+        if meeting is not None:
+            numbers[MEETING] = str(meeting)
         self.popen = subprocess.Popen(
             command,
             env={"OMP_NUM_THREADS": str(threads), **os.environ, **numbers},
@@ -157,11 +171,12 @@ class _Process:
 def _run_here(command: list[str], size: int) -> None:
     threads = max(1, _cores() // size)
     processes: list[_Process] = []
-    with _termination_as_interrupt():
+    with _termination_as_interrupt(), tempfile.TemporaryDirectory(prefix="mechvis-") as place:
         try:
             for rank in range(size):
                 ranks = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
-                processes.append(_Process(command, ranks, threads, show=rank == 0))
+                meeting = Path(place) / "meeting"
+                processes.append(_Process(command, ranks, threads, show=rank == 0, meeting=meeting))
             while any(process.popen.poll() is None for process in processes):
                 for process in processes:
                     process.check()
@@ -207,25 +222,29 @@ class Task:
     """Which of the jobs of the array."""
     jobs: int
     """How many there are."""
+    meetings: Path | None = None
+    """Folder in which the processes of one job find each other; None: they need not."""
 
     def __call__(self) -> None:
         import submitit
 
         try:
             here = submitit.JobEnvironment()
-            tasks, rank = here.num_tasks, here.global_rank
+            tasks, rank, local, nodes = here.num_tasks, here.global_rank, here.local_rank, here.num_nodes
+            name = f"{here.job_id}-{os.environ.get('SLURM_RESTART_COUNT', 0)}"
         except RuntimeError:  # cluster=debug runs the jobs right here, one after the other
-            tasks, rank = 1, 0
+            tasks, rank, local, nodes, name = 1, 0, 0, 1, "debug"
         ranks = {
             "RANK": self.number * tasks + rank,
             "WORLD_SIZE": self.jobs * tasks,
-            "LOCAL_RANK": rank,
-            "LOCAL_WORLD_SIZE": tasks,
+            "LOCAL_RANK": local,
+            "LOCAL_WORLD_SIZE": tasks // nodes,
         }
-        threads = int(os.environ.get("SLURM_CPUS_PER_TASK", max(1, _cores() // tasks)))
+        meeting = None if self.meetings is None else self.meetings / f"meeting-{name}"
+        threads = int(os.environ.get("SLURM_CPUS_PER_TASK", max(1, _cores() * nodes // tasks)))
         # submitit is told of the end of the time by this signal, and queues the job again; the command needs not know.
         quiet = (signal.SIGUSR2,) if hasattr(signal, "SIGUSR2") else ()
-        process = _Process(self.command, ranks, threads, show=True, quiet=quiet)
+        process = _Process(self.command, ranks, threads, show=True, quiet=quiet, meeting=meeting)
         try:
             process.wait()
         finally:
@@ -253,7 +272,7 @@ def _options(text: str, launch: str) -> dict[str, Any]:
     return found
 
 
-def _submit(command: list[str], options: dict[str, Any], logs: str | Path | None) -> list[str]:
+def _submit(command: list[str], options: dict[str, Any], logs: str | Path | None, together: bool) -> list[str]:
     if logs is None:
         raise BadData("launch='slurm:...' needs a folder for the files of the jobs (logs=; on the command line --out).")
     try:
@@ -268,7 +287,11 @@ def _submit(command: list[str], options: dict[str, Any], logs: str | Path | None
     try:
         executor = submitit.AutoExecutor(folder=Path(logs), cluster=cluster)
         executor.update_parameters(**own, **{f"slurm_{name}": value for name, value in options.items()})
-        submitted = executor.submit_array([Task(command, number, jobs) for number in range(jobs)])
+        if together:
+            executor.update_parameters(nodes=jobs)
+            submitted = [executor.submit(Task(command, 0, 1, Path(logs).absolute()))]
+        else:
+            submitted = executor.submit_array([Task(command, number, jobs) for number in range(jobs)])
     except (NameError, ValueError, RuntimeError, AssertionError, OSError, submitit.core.utils.FailedJobError) as error:
         raise BadData(f"Slurm did not take the jobs: {error}") from error
     numbers = [str(job.job_id) for job in submitted]

@@ -14,6 +14,9 @@ from mechvis.errors import BadData
 LAUNCHED = "MECHVIS_RANK"
 """Set in the processes that :func:`mechvis.parallel.start` starts, and in no other."""
 
+MEETING = "MECHVIS_MEETING"
+"""Where those processes find the file through which `torch.distributed` brings them together."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class World:

@@ -37,6 +37,7 @@ from mechvis.wave import lowered
 from mechvis.wave.few_queries import without_keys
 from mechvis.wave.halves import Halves
 from mechvis.wave.head_rows import HeadRows, NormedRows, expanded, head_rows, worthwhile
+from mechvis.wave.latents import Latents
 from mechvis.wave.rows import Rows
 
 PLAIN = Halves()
@@ -88,7 +89,7 @@ def wave(
     pool_heads = [unit for unit in units if unit.kind == "pool_heads"]
     late = 0
     if isinstance(parts.reads, tuple):
-        late = sum(unit.layer == n_layers - 1 and unit.kind not in ("tokens", "patches") for unit in units)
+        late = sum(unit.layer == n_layers - 1 and not _before_attention(unit) for unit in units)
     rows = Rows(embedded, 1 + len(units) - len(pool_heads), late, at_once)
     by_layer = {layer: list(found) for layer, found in groupby(units, key=lambda unit: unit.layer)}
     # Tokens that are not read need no queries in the last block; a norm or a pooling over all tokens reads all.
@@ -103,9 +104,12 @@ def wave(
         for unit in (u for u in entering if u.kind == "patches"):
             _enter_patches(rows, unit, replacement)
         last_tokens = list(reads) if reads is not None and layer == n_layers - 1 else None
+        spliced = Latents(parts, layer, entering, replacement, last_tokens) if parts.splices else None
+        if spliced is not None:
+            spliced.enter(rows, "hook_resid_pre", lambda: rows.clean)
         gone = [unit for unit in base if unit.layer == layer]
-        made = _attention_half(block, rows, entering, gone, replacement, last_tokens, layout, halves)
-        _mlp_half(block, rows, entering, replacement, last_tokens, made, halves)
+        made = _attention_half(block, rows, entering, gone, replacement, last_tokens, layout, halves, spliced)
+        _mlp_half(block, rows, entering, replacement, last_tokens, made, halves, spliced)
     gone = [unit for unit in base if unit.kind == "pool_heads"]
     with _own_precision(pixels):
         if parts.pooling is not None:
@@ -121,6 +125,11 @@ def wave(
 def _own_precision(like: Tensor) -> torch.autocast:
     """What is cheap and decides small differences, the embedding and the read-out, is not lowered by an autocast."""
     return torch.autocast(like.device.type, enabled=False)
+
+
+def _before_attention(unit: Unit) -> bool:
+    """Does its row enter before the block's attention, with all tokens?"""
+    return unit.kind in ("tokens", "patches") or (unit.at or "").endswith("hook_resid_pre")
 
 
 def _enter_patches(rows: Rows, unit: Unit, replacement: Replacement) -> None:
@@ -146,6 +155,7 @@ def _attention_half(
     tokens: list[int] | None,
     layout: Layout,
     halves: Halves,
+    spliced: Latents | None = None,
 ) -> tuple[slice, HeadRows | NormedRows] | None:
     """The rows after attention, and what is known of those that ablated heads have just made, with their place."""
     attn, n = block.attn, rows.n
@@ -184,6 +194,10 @@ def _attention_half(
                 _enter_heads_in_full(block, rows, heads, clean_z, clean_before, replacement, tokens)
     for unit in writes:
         torch.add(clean_before, _new(replacement, unit.site, clean_out, tokens), out=rows.enter(unit))
+    if spliced is not None:
+        spliced.enter_heads(rows, block, clean_z, clean_before)
+        spliced.enter(rows, "hook_attn_out", lambda: clean_out)
+        spliced.enter(rows, "hook_resid_mid", lambda: rows.clean)
     return made
 
 
@@ -249,24 +263,29 @@ def _mlp_half(
     tokens: list[int] | None,
     made: tuple[slice, HeadRows | NormedRows] | None,
     halves: Halves,
+    spliced: Latents | None = None,
 ) -> None:
     n = rows.n
     writes = [u for u in entering if u.kind == "mlp_out"]
     neurons = [u for u in entering if u.kind == "neurons"]
-    clean_before = rows.clean.clone() if writes or neurons else None
+    latents = spliced is not None and spliced.any("hook_mlp_out")
+    clean_before = rows.clean.clone() if writes or neurons or latents else None
     place, known = made or (slice(rows.stop, rows.stop), None)
     for group in rows.groups(0, place.start) + rows.groups(place.stop, rows.stop):
         post, out = halves.mlp(block, rows.buffer[group])
         torch.add(out, rows.buffer[group], out=rows.buffer[group])
         if group.start == 0:
             clean_post = _kept(post[:n], rows) if neurons else None
-            clean_out = _kept(out[:n], rows) if writes else None
+            clean_out = _kept(out[:n], rows) if writes or latents else None
     for group in rows.groups(place.start, place.stop):
         units = slice((group.start - place.start) // n, (group.stop - place.start) // n)
         post = known.neurons(rows.buffer[group].unflatten(0, (-1, n)), units)
         torch.add(plain.scaled(block.scale2, block.mlp_out(post)), rows.buffer[group], out=rows.buffer[group])
     for unit in writes:
         torch.add(clean_before, _new(replacement, unit.site, clean_out, tokens), out=rows.enter(unit))
+    if spliced is not None:
+        spliced.enter(rows, "hook_mlp_out", lambda: clean_out, lambda: block.ln2(clean_before))
+        spliced.enter(rows, "hook_resid_post", lambda: rows.clean)
     if neurons:
         if not block.linear_writes:
             new = _new(replacement, neurons[0].site, clean_post, tokens)

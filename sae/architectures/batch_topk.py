@@ -1,11 +1,11 @@
 """BatchTopK: the k·B largest pre-activations of a batch (Bussmann et al. 2024, 2412.06410; SAELens, DL [code]).
 
-a = ReLU(W_enc (x - b_dec) + b_enc); the k·B largest of a batch of B rows are kept, whatever row they are of. Used alone, a
-row keeps what is above `threshold`: an exponential average of the least entry that was kept in training.
+a = ReLU(W_enc (x - b_dec) + b_enc); the k·B largest of a batch of B rows are kept, whatever row they are of. Used
+alone, a row keeps what is above `threshold`: an exponential average of the least entry that was kept in training.
 
 A ViT's artefact tokens have ten times the norm of others and would take nearly the whole batch. So rows are scaled to
-one norm (`normalise='token_norm'`), a row takes at most `row_limit` times k, and `by_type=True` gives every type of token
-a budget of its own. `normalise='mean_square', row_limit=None` is the published form.
+one norm (`normalise='token_norm'`), a row takes at most `row_limit` times k, and `by_type=True` gives every type of
+token a budget of its own. `normalise='mean_square', row_limit=None` is the published form.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from sae.architecture import Architecture, Loss, Step
 from sae.architectures.topk import ranked
 from sae.losses import dead_latents_loss, fvu
 from sae.normaliser import Kind
-from sae.select import batch_support
+from sae.select import batch_support, rankable
 
 if TYPE_CHECKING:
     from sae.active import Encoder, Values
@@ -98,8 +98,9 @@ class BatchTopK(Architecture):
         encoder = d.encoder(x, fast=step.fast, bf16=step.bf16)
         k = min(self.n_latents, max(self.k, self.k * step.k_factor))
         types = step.types if self.by_type else None
+        scores = encoder if rankable(d, encoder, step, types) else ranked(d, encoder.pre.detach())
         support, least = batch_support(
-            ranked(d, encoder.pre.detach()), k, row_limit=self.row_limit, types=types, team=step.team
+            scores, k, row_limit=self.row_limit, types=types, team=step.team, shards=d.shards
         )
         return encoder, encoder.at(support).map(torch.relu), least
 

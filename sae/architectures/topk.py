@@ -16,6 +16,7 @@ from mechvis.kernels.support import Support
 from mechvis.kernels.topk import topk
 from sae.architecture import Architecture, Loss, Step
 from sae.losses import dead_latents_loss, fvu
+from sae.select import row_support
 
 if TYPE_CHECKING:
     from sae.dictionary import Dictionary
@@ -37,7 +38,7 @@ class TopK(Architecture):
     aux: float = 1 / 32
     """Coefficient of the loss of dead latents."""
     k_aux: int = 0
-    """Dead latents that take part per row; 0: half of the width that is written (dictionary_learning, SAELens, sparsify)."""
+    """Dead latents that take part per row; 0: half of the width that is written, as in most libraries."""
 
     def check(self) -> None:
         """Refuse what cannot be."""
@@ -57,8 +58,9 @@ class TopK(Architecture):
         """See the module."""
         encoder = d.encoder(x, fast=step.fast, bf16=step.bf16)
         k = min(self.n_latents, max(self.k, round(self.k * step.k_factor)))
-        _, latents = topk(ranked(d, encoder.pre.detach()), k)
-        codes = encoder.at(Support.from_rows(latents, self.n_latents)).map(torch.relu)
+        norms = None if self.decoder == "unit" else d.W_dec.detach().norm(dim=1)
+        support, _ = row_support(d, encoder, k, scale=norms)
+        codes = encoder.at(support).map(torch.relu)
         y_hat = d.write(codes, x)
         error = fvu(y, y_hat, step)
         aux, _ = dead_latents_loss(

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,10 @@ from torch import Tensor
 
 from mechvis import files
 from mechvis.errors import MechvisWarning, StoreCorrupt
+from sae.shards import WHOLE, Shards
+
+if TYPE_CHECKING:
+    from sae.training.job import Learner
 
 FORMAT = "mechvis.dictionary_checkpoint"
 FORMAT_VERSION = 1
@@ -45,39 +49,63 @@ class Checkpoint:
     """Lines that the log has."""
 
 
-def write(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write a checkpoint, then remove those that are too old.
+def write(
+    folder: Path, step: int, learners: "Mapping[str, Learner]", source: Mapping[str, Any], log_lines: int, keep: int
+) -> Path:
+    """Write a checkpoint, then remove those that are too old. With a shared-out dictionary all processes call it.
+
+    Args:
+        folder: of checkpoints.
+        step: steps that are done.
+        learners: what is trained.
+        source: where the data are.
+        log_lines: lines that the log has.
+        keep: checkpoints that are kept.
 
     Raises:
         OutputNotWritable: says what and why.
     """
     from safetensors.torch import save
 
-    content = {
-        f"{files.safe_name(name)}.safetensors": save(
-            {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
-        )
-        for name, tensors in checkpoint.tensors.items()
-    }
-    content["random.safetensors"] = save(_random_state())
+    shards = next(iter(learners.values())).dictionary.shards
     manifest = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
-        "step": checkpoint.step,
-        "jobs": list(checkpoint.tensors),
-        "numbers": checkpoint.numbers,
-        "source": checkpoint.source,
-        "log_lines": checkpoint.log_lines,
+        "step": step,
+        "jobs": list(learners),
+        "numbers": {name: learner.numbers() for name, learner in learners.items()},
+        "source": dict(source),
+        "log_lines": log_lines,
+        "parts": shards.size,
     }
-    place = folder / f"step-{checkpoint.step:09d}"
-    files.write_together(place, content, MANIFEST, files.plain_json(manifest, "checkpoint"))
-    for old in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    manifest = files.plain_json(manifest, "checkpoint")
+    place = folder / f"step-{step:09d}"
+    random = {"random.safetensors": save(_random_state())}
+    if shards.size > 1:
+        from sae.parallel.checkpoint import write_parts
+
+        write_parts(place, learners, shards, random, manifest)
+    else:
+        content = {
+            f"{files.safe_name(name)}.safetensors": save(
+                {n: t.detach().cpu().contiguous().clone() for n, t in learner.tensors().items()}
+            )
+            for name, learner in learners.items()
+        }
+        files.write_together(place, {**content, **random}, MANIFEST, manifest)
+    if shards.rank == 0:
+        for old in sorted(folder.glob("step-*"))[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
     return place
 
 
-def newest(folder: Path) -> Checkpoint | None:
+def newest(folder: Path, places: Mapping[str, Mapping[str, Tensor]], shards: Shards = WHOLE) -> Checkpoint | None:
     """The newest checkpoint that can be read, or None; a damaged one is named in a warning and passed over.
+
+    Args:
+        folder: of checkpoints.
+        places: tensors by job that have the right shapes; those of a shared-out dictionary are filled.
+        shards: how the dictionary is shared out now; it may have been otherwise when it was written.
 
     Raises:
         StoreCorrupt: there are checkpoints, and none of them can be read.
@@ -88,7 +116,7 @@ def newest(folder: Path) -> Checkpoint | None:
         if not (place / MANIFEST).exists():
             continue  # a writer died in it: it was never whole
         try:
-            checkpoint = read(place)
+            checkpoint = read(place, places, shards)
         except StoreCorrupt as error:
             problems.append(str(error))
             continue
@@ -100,7 +128,7 @@ def newest(folder: Path) -> Checkpoint | None:
     return None
 
 
-def read(place: Path) -> Checkpoint:
+def read(place: Path, places: Mapping[str, Mapping[str, Tensor]], shards: Shards = WHOLE) -> Checkpoint:
     """One checkpoint, verified; random states are put back.
 
     Raises:
@@ -112,10 +140,15 @@ def read(place: Path) -> Checkpoint:
     check = files.only_format(place / MANIFEST, FORMAT, FORMAT_VERSION, "a checkpoint")
     manifest = files.read_manifest(place, MANIFEST, check=check)
     try:
-        tensors = {
-            name: load(files.read_together(place, manifest, f"{files.safe_name(name)}.safetensors"))
-            for name in manifest["jobs"]
-        }
+        if manifest.get("parts", 1) > 1 or shards.size > 1:
+            from sae.parallel.checkpoint import read_parts
+
+            tensors = read_parts(place, manifest, places, shards)
+        else:
+            tensors = {
+                name: load(files.read_together(place, manifest, f"{files.safe_name(name)}.safetensors"))
+                for name in manifest["jobs"]
+            }
         random = load(files.read_together(place, manifest, "random.safetensors"))
         found = Checkpoint(
             step=manifest["step"],

@@ -10,8 +10,10 @@ from torch import Tensor
 from sae.architecture import Architecture, Loss, Step
 from sae.data import Rows
 from sae.dictionary import Dictionary
+from sae.held import Held, hold
+from sae.losses import error_of, variance
 from sae.team import ALONE, Team
-from sae.training.optimiser import Adam
+from sae.training.fused import optimiser
 from sae.training.settings import Training
 
 
@@ -49,9 +51,11 @@ class Learner:
 
     def __init__(self, dictionary: Dictionary, settings: Training, team: Team = ALONE):
         self.dictionary, self.settings, self.team = dictionary, settings, team
-        self.optimiser = Adam(dictionary, settings)
+        self.optimiser = optimiser(dictionary, settings)
+        self.held = Held(parameters=self.optimiser.parameters, unit=frozenset(self.optimiser.unit))
         device = dictionary.scale_in.device
-        self.silent = torch.zeros(dictionary.n_latents, dtype=torch.long, device=device)
+        mine = dictionary.architecture.width(dictionary.ends) // dictionary.shards.size
+        self.silent = torch.zeros(mine, dtype=torch.long, device=device)
         """Rows since each latent last fired."""
         self.n_dead, self.tokens = 0, 0
         self.average = None
@@ -62,7 +66,7 @@ class Learner:
             for name in ("error", "variance", "active", "norm")
         }
         self.parts: dict[str, Tensor] = {}
-        self.counted = 0
+        self.counted, self.steps = 0, 0
         self.broken = torch.full((), -1, dtype=torch.long, device=device)
         """The first step whose loss was not finite."""
 
@@ -71,7 +75,7 @@ class Learner:
         d, settings = self.dictionary, self.settings
         dead = self.silent >= settings.dead_tokens
         if number % settings.look_every == 0:
-            self.n_dead = int(dead.sum())
+            self.n_dead = int(d.shards.total(dead.sum()))
         step = Step(
             number=number,
             progress=number / settings.steps,
@@ -87,18 +91,20 @@ class Learner:
         with torch.no_grad():
             d.architecture.before(d, step)
             x, y = d.normalised(batch.activations)
-        loss = d.architecture.loss(d, x, y, step)
-        loss.total.backward()
+        with hold(self.held):
+            loss = d.architecture.loss(d, x, y, step)
+            loss.total.backward()
+        sizes = self.held.finish()
         if self.team.size > 1:
-            for p in d.parameters():
-                if p.grad is not None:
-                    p.grad = self.team.mean(p.grad)
-        norm = self.optimiser.step(settings.learning_rate(d.n_latents) * settings.lr_at(number))
+            self.team.average([p.grad for p in d.parameters() if p.grad is not None])
+            sizes = {}
+        norm = self.optimiser.step(settings.learning_rate(d.n_latents) * settings.lr_at(number), sizes)
         with torch.no_grad():
             d.architecture.after(d, loss, step)
-            self._count(number, loss, y, norm)
+            self._count(step, loss, y, norm)
 
-    def _count(self, number: int, loss: Loss, y: Tensor, norm: Tensor) -> None:
+    def _count(self, step: Step, loss: Loss, y: Tensor, norm: Tensor) -> None:
+        d = self.dictionary
         n_rows = len(y) * self.team.size
         fired = self.team.sum(loss.codes.positive()) if self.team.size > 1 else loss.codes.positive()
         self.tokens += n_rows
@@ -107,32 +113,37 @@ class Learner:
         if self.average is not None:
             for name, p in self.dictionary.named_parameters():
                 self.average[name].lerp_(p, 1 - self.settings.ema)
-        self.sums["error"] += self.team.sum((y - loss.y_hat).square().sum().double())
-        mean = self.team.mean(y.mean(0))
-        self.sums["variance"] += self.team.sum((y - mean).square().sum().double())
-        self.sums["active"] += fired.sum()
+        self.sums["error"] += self.team.sum(error_of(y, loss.y_hat, step))
+        self.sums["variance"] += variance(y, step).double() * n_rows
+        self.sums["active"] += d.shards.total(fired.sum())
         self.sums["norm"] += norm
         for name, value in loss.parts.items():
             value = self.team.mean(value.double())
             self.parts[name] = value if name not in self.parts else self.parts[name] + value
         self.counted += n_rows
+        self.steps += 1
         bad = ~torch.isfinite(loss.total.detach()) & (self.broken < 0)
-        self.broken = torch.where(bad, number, self.broken)
+        self.broken = torch.where(bad, step.number, self.broken)
 
-    def line(self, steps: int) -> dict[str, Any]:
+    def line(self) -> dict[str, Any]:
         """What the log says about the steps since the last line; starts counting anew."""
-        rows = max(1, self.counted)
+        rows, steps = max(1, self.counted), max(1, self.steps)
         found = {
             "fvu": float(self.sums["error"] / self.sums["variance"]),
             "l0": float(self.sums["active"]) / rows,
-            "dead": float((self.silent >= self.settings.dead_tokens).double().mean()),
+            "dead": self._dead_share(),
             "gradient_norm": float(self.sums["norm"]) / steps,
-            **{f"loss_{name}": float(value) / steps for name, value in self.parts.items()},
+            **{f"loss_{name}": float(value) / steps for name, value in sorted(self.parts.items())},
         }
         for value in self.sums.values():
             value.zero_()
-        self.parts, self.counted = {}, 0
+        self.parts, self.counted, self.steps = {}, 0, 0
         return found
+
+    def _dead_share(self) -> float:
+        shards = self.dictionary.shards
+        dead = (self.silent >= self.settings.dead_tokens).sum().double()
+        return float(shards.total(dead)) / (len(self.silent) * shards.size)
 
     def finished(self) -> Dictionary:
         """The dictionary to keep: with averaged weights, where they are averaged."""
@@ -164,14 +175,25 @@ class Learner:
             **{f"optimiser.{name}": t for name, t in self.optimiser.tensors().items()},
             **{f"average.{name}": t for name, t in (self.average or {}).items()},
             **{f"sum.{name}": t for name, t in self.sums.items()},
-            **{f"part.{name}": t for name, t in self.parts.items()},
             "silent": self.silent,
             "broken": self.broken,
         }
 
     def numbers(self) -> dict[str, Any]:
         """Everything that changes, as numbers."""
-        return {"count": self.optimiser.count, "n_dead": self.n_dead, "tokens": self.tokens, "counted": self.counted}
+        return {
+            "count": self.optimiser.count,
+            "n_dead": self.n_dead,
+            "tokens": self.tokens,
+            "counted": self.counted,
+            "steps": self.steps,
+            "parts": {name: float(value) for name, value in sorted(self.parts.items())},
+        }
+
+    def mine(self) -> set[str]:
+        """Tensors with a row per latent, of which every process has its own where the dictionary is shared out."""
+        names = self.dictionary.mine
+        return {"silent"} | {name for name in self.tensors() if name.split(".")[-1] in names}
 
     def load(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """Back to a checkpoint."""
@@ -186,7 +208,10 @@ class Learner:
         for name, tensor in of("sum").items():
             self.sums[name].copy_(tensor)
         device = self.silent.device
-        self.parts = {name: tensor.to(device) for name, tensor in of("part").items()}
+        self.parts = {
+            name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in numbers["parts"].items()
+        }
         self.silent.copy_(tensors["silent"])
         self.broken = tensors["broken"].to(device)
-        self.n_dead, self.tokens, self.counted = numbers["n_dead"], numbers["tokens"], numbers["counted"]
+        self.n_dead, self.tokens = numbers["n_dead"], numbers["tokens"]
+        self.counted, self.steps = numbers["counted"], numbers["steps"]

@@ -5,7 +5,7 @@ be undone by (4); (2) scale all gradients down if their norm is above `clip`; (3
 `sae.training.fused` does the same in one pass over each row.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +15,7 @@ from sae.training.settings import Training
 
 if TYPE_CHECKING:
     from sae.dictionary import Dictionary
+    from sae.held import Sizes
 
 
 class Adam:
@@ -29,17 +30,19 @@ class Adam:
         self.parameters = dict(dictionary.named_parameters())
         unit = dictionary.architecture.decoder == "unit"
         self.unit = [name for name in dictionary.architecture.UNIT if unit and name in self.parameters]
-        self.settings = settings
+        self.settings, self.shards = settings, dictionary.shards
+        self.mine = dictionary.mine
         self.first = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
         self.second = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
         self.count = 0
 
     @torch.no_grad()
-    def step(self, lr: float) -> Tensor:
+    def step(self, lr: float, sizes: Mapping[str, "Sizes"] | None = None) -> Tensor:
         """One step along the gradients that the parameters hold; they are set to None.
 
         Args:
             lr: learning rate.
+            sizes: norms of gradients that are known already; the plain form takes them itself.
 
         Returns:
             The norm of the gradient before it was clipped (on the device).
@@ -48,7 +51,7 @@ class Adam:
         for name in self.unit:
             if name in gradients:
                 gradients[name] = tangent(gradients[name], self.parameters[name])
-        norm = total_norm(gradients.values())
+        norm = self.shards.norm(gradients, self.mine)
         clip = self.settings.clip
         factor = None if clip is None else (clip / norm.clamp_min(1e-30)).clamp(max=1.0)
         self.count += 1
@@ -89,8 +92,3 @@ def renormalise_(rows: Tensor) -> None:
     """Rows of norm one, in place; a row of zeros stays."""
     norms = rows.norm(dim=1, keepdim=True)
     rows.div_(torch.where(norms > 0, norms, 1.0))
-
-
-def total_norm(gradients: Iterable[Tensor]) -> Tensor:
-    """Norm of all gradients together."""
-    return torch.stack([grad.norm() for grad in gradients]).norm()

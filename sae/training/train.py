@@ -1,6 +1,6 @@
 """Train dictionaries: one or many on every batch, from a store, a model, tensors or an iterator; resumes bit by bit.
 
-1. Scales, means and directions to start from are measured on some rows of the data, which is then put back to its start.
+1. Scales, means and directions to start from are measured on some rows of the data, which then starts anew.
 2. Every batch goes to every dictionary: reading the rows costs more than one of them learning from them.
 3. Every `save_every` steps all that changes is written. Killed at any moment, the same call goes on from there and ends
    with the same bits (on the same machine; a GPU too, since no sum depends on timing).
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mechvis import files
 from mechvis.errors import BadData, NotFinite, ResultMismatch
@@ -23,9 +22,9 @@ from mechvis.provenance import provenance
 from sae.architecture import Architecture
 from sae.data import Rows, Source, sample, source
 from sae.dictionary import Dictionary, start
+from sae.shards import WHOLE, Shards
 from sae.team import ALONE, Team
 from sae.training import checkpoint
-from sae.training.checkpoint import Checkpoint
 from sae.training.job import Job, Learner
 from sae.training.log import Log, Tracker
 from sae.training.settings import Training
@@ -61,7 +60,8 @@ class Trained:
     def __repr__(self) -> str:
         last = self.log.group_by("job", maintain_order=True).last() if self.log.height else self.log
         told = [
-            f"  {row['job']}: {self.dictionaries[row['job']]!r}, FVU {row['fvu']:.4f}, L0 {row['l0']:.1f}, dead {row['dead']:.1%}"
+            f"  {row['job']}: {self.dictionaries[row['job']].extra_repr()}, "
+            f"FVU {row['fvu']:.4f}, L0 {row['l0']:.1f}, dead {row['dead']:.1%}"
             for row in last.iter_rows(named=True)
         ]
         return "\n".join(
@@ -80,6 +80,7 @@ def train(
     trackers: Iterable[Tracker] = (),
     progress: bool = True,
     team: Team = ALONE,
+    shards: Shards = WHOLE,
 ) -> Trained:
     """Train dictionaries on activations.
 
@@ -95,7 +96,8 @@ def train(
         device: where to train; default: where the data are.
         trackers: called with every line of the log.
         progress: show a progress bar with FVU, L0, dead share and rows per second.
-        team: the processes that train together (`sae.parallel.team()`).
+        team: processes that share every batch, and ...
+        shards: ... processes that share the latents (`team, shards = sae.parallel.join(...)`).
 
     Returns:
         The dictionaries, with decoder rows of norm one, and the log.
@@ -119,16 +121,17 @@ def train(
     rows = source(data, size=settings.batch, seed=settings.seed, sites=sites, part=(team.rank, team.size))
     folder = None if out is None else files.ensure_writable(out)
     plan = _plan(jobs, settings, rows)
+    leads = team.rank == 0 and shards.rank == 0
     if folder is not None:
-        _require_same(folder, plan, team)
+        _require_same(folder, plan, leads)
         if (done := _finished(folder, jobs)) is not None:
             return done
-    learners = _learners(rows, jobs, settings, device, team)
-    log = Log(folder if team.rank == 0 else None, tuple(trackers) if team.rank == 0 else ())
-    first = _resume(folder, learners, rows, log)
-    _loop(rows, learners, settings, first, log, folder, progress and team.rank == 0, team)
-    found = {name: learner.finished().folded() for name, learner in learners.items()}
-    if folder is not None and team.rank == 0:
+    learners = _learners(rows, jobs, settings, device, team, shards)
+    log = Log(folder if leads else None, tuple(trackers) if leads else ())
+    first = _resume(folder, learners, rows, log, shards)
+    _loop(rows, learners, settings, first, log, folder, progress and leads, team)
+    found = {name: shards.whole(learner.finished()).folded() for name, learner in learners.items()}
+    if folder is not None and leads:
         for name, dictionary in found.items():
             dictionary.save(folder / "dictionaries" / files.safe_name(name))
         files.write_json(folder / PLAN, {**plan, "finished": True})
@@ -140,7 +143,8 @@ def _named(jobs: Any) -> dict[str, Any]:
     for name, job in found.items():
         if not isinstance(job, Architecture | Job):
             raise BadData(
-                f"{name!r} is a {type(job).__name__}; give an architecture such as sae.TopK(n_latents=4096, k=32), or a sae.Job."
+                f"{name!r} is a {type(job).__name__}; give an architecture such as sae.TopK(n_latents=4096, k=32), or a "
+                "sae.Job."
             )
     if not found:
         raise BadData("nothing to train: give an architecture.")
@@ -161,11 +165,11 @@ def _plan(jobs: Mapping[str, Job], settings: Training, rows: Source) -> dict[str
     return files.plain_json(known, "run")
 
 
-def _require_same(folder: Path, plan: Mapping[str, Any], team: Team) -> None:
+def _require_same(folder: Path, plan: Mapping[str, Any], leads: bool) -> None:
     """Refuse a folder that holds another run. How often is logged and saved may differ."""
     path = folder / PLAN
     if not path.exists():
-        if team.rank == 0:
+        if leads:
             files.write_json(path, plan)
         return
     known = files.read_json(path)
@@ -177,8 +181,8 @@ def _require_same(folder: Path, plan: Mapping[str, Any], team: Team) -> None:
         if there != now:
             differ = [k for k in now if not isinstance(there, dict) or there.get(k) != now[k]] or [part]
             raise ResultMismatch(
-                f"{folder} holds a run with other {part} ({', '.join(map(str, differ[:3]))} differ). Continue it with the same "
-                "settings, or choose another folder."
+                f"{folder} holds a run with other {part} ({', '.join(map(str, differ[:3]))} differ). Continue it with "
+                "the same settings, or choose another folder."
             )
 
 
@@ -192,8 +196,10 @@ def _finished(folder: Path, jobs: Mapping[str, Job]) -> Trained | None:
     return Trained(dictionaries=found, log=log.table(), folder=folder)
 
 
-def _learners(rows: Source, jobs: Mapping[str, Job], settings: Training, device: Any, team: Team) -> dict[str, Learner]:
-    first = sample(rows, settings.init_rows)
+def _learners(
+    rows: Source, jobs: Mapping[str, Job], settings: Training, device: Any, team: Team, shards: Shards
+) -> dict[str, Learner]:
+    first = sample(rows, settings.init_rows, team)
     if device is not None:
         first = {name: t.to(device) for name, t in first.items()}
     found = {}
@@ -203,13 +209,14 @@ def _learners(rows: Source, jobs: Mapping[str, Job], settings: Training, device:
         reads, writes = (list(v) if isinstance(v, tuple) else v for v in (job.reads, job.writes))
         dictionary = start(job.architecture, first, reads=reads, writes=writes, seed=seed, provenance=known)
         team.share(dictionary)
-        found[name] = Learner(dictionary, settings, team)
+        found[name] = Learner(shards.part(dictionary), settings, team)
     return found
 
 
-def _resume(folder: Path | None, learners: Mapping[str, Learner], rows: Source, log: Log) -> int:
+def _resume(folder: Path | None, learners: Mapping[str, Learner], rows: Source, log: Log, shards: Shards) -> int:
     """The step to go on with."""
-    found = None if folder is None else checkpoint.newest(folder / "checkpoints")
+    places = {name: learner.tensors() for name, learner in learners.items()}
+    found = None if folder is None else checkpoint.newest(folder / "checkpoints", places, shards)
     if found is None:
         log.resume(0)
         return 0
@@ -242,7 +249,7 @@ def _loop(
             if done % settings.log_every == 0 or done == settings.steps:
                 _require_finite(learners, number, batch)
                 speed = (done - since) * settings.batch / max(time.perf_counter() - began, 1e-9)
-                lines = {name: learner.line(done - since) for name, learner in learners.items()}
+                lines = {name: learner.line() for name, learner in learners.items()}
                 for name, line in lines.items():
                     lr = settings.learning_rate(learners[name].dictionary.n_latents) * settings.lr_at(number)
                     log.write(
@@ -263,18 +270,8 @@ def _loop(
             bar.update(settings.batch)
             if folder is not None and team.rank == 0 and (done % settings.save_every == 0 or done == settings.steps):
                 _require_finite(learners, number, batch)
-                _save(folder, done, learners, rows, log, settings)
-
-
-def _save(folder: Path, done: int, learners: Mapping[str, Learner], rows: Source, log: Log, settings: Training) -> None:
-    found = Checkpoint(
-        step=done,
-        tensors={name: learner.tensors() for name, learner in learners.items()},
-        numbers={name: learner.numbers() for name, learner in learners.items()},
-        source=rows.state_dict(),
-        log_lines=len(log.lines),
-    )
-    checkpoint.write(folder / "checkpoints", found, settings.keep)
+                lines = len(log.lines)
+                checkpoint.write(folder / "checkpoints", done, learners, rows.state_dict(), lines, settings.keep)
 
 
 def _require_finite(learners: Mapping[str, Learner], number: int, batch: Rows) -> None:
@@ -290,5 +287,5 @@ def _require_finite(learners: Mapping[str, Learner], number: int, batch: Rows) -
                     f"{told}: the data hold NaN or Inf at {site}, {batch.where(int(bad[0, 0]))} of that batch."
                 )
         raise NotFinite(
-            f"{told}: lower the learning rate, or clip gradients (clip=1.0). The last checkpoint is older than that step."
+            f"{told}: lower the learning rate, or clip gradients (clip=1.0). The last checkpoint is from before."
         )

@@ -56,8 +56,8 @@ def segment_sum(
 
     The gradient of a weight matrix: of the decoder from the values and the gradient of the reconstruction, of the
     encoder from the gradients of the pre-activations and the input. Equals `support.dense(values).T @ x`. Latents
-    without entries are zero. The sum of a latent goes through its rows in ascending order whatever the twin, without
-    atomics: two calls give the same bits. No gradients of its own.
+    without entries are zero. The order of a sum is fixed and there are no atomics: two calls give the same bits. The
+    plain twin goes through rows in ascending order, the Triton twin through several lanes of them. No gradients.
 
     Args:
         values: factor of each entry.
@@ -84,7 +84,7 @@ def segment_sum(
 
 
 def column_sums(values: Values, support: Support) -> PerLatent:
-    """Sum of the values of each latent: the gradient of the encoder's bias. Rows in ascending order, no atomics.
+    """Sum of the values of each latent: the gradient of the encoder's bias. In a fixed order, without atomics.
 
     Args:
         values: value of each entry.

@@ -1,12 +1,14 @@
 """The k largest latents of each row, and the threshold that keeps a number of values of a whole batch."""
 
+import os
+
 from jaxtyping import Bool
 from torch import Tensor
 
-from mechvis.kernels.dispatch import choose
+from mechvis.kernels.dispatch import VARIABLE, choose
 from mechvis.kernels.topk import chunked, naive
 from mechvis.kernels.topk.histogram import Threshold, histogram, threshold_of
-from mechvis.kernels.topk.naive import Latents, Largest, Values
+from mechvis.kernels.topk.naive import Largest, Latents, Values
 
 __all__ = ["Threshold", "histogram", "threshold_of", "topk"]
 
@@ -36,11 +38,9 @@ def topk(values: Values, k: int, *, among: Bool[Tensor, " latent"] | None = None
         >>> topk(torch.tensor([[0.5, 3.0, 1.0, 3.0]]), 2)
         (tensor([[3., 3.]]), tensor([[1, 3]]))
     """
-    twin = choose("topk", values)
-    if twin == "triton":
+    if choose("topk", values) == "triton":
         from mechvis.kernels.topk import triton
 
         return triton.topk(values, k, among=among)
-    if chunked.fits(values, k):
-        return chunked.topk(values, k, among=among)
-    return naive.topk(values, k, among=among)
+    plain = values.device.type != "cpu" or os.environ.get(VARIABLE, "").strip()
+    return (naive if plain else chunked).topk(values, k, among=among)

@@ -7,9 +7,11 @@ Positive bfloat16 numbers, read as integers, ascend as the numbers do, and there
 
 Histograms of several batches, devices or token types add up, which sorting does not: a threshold over all of them costs
 one sum of 32,768 numbers. Values that are not positive are not counted (a latent that is not above zero is not active).
-With ties the threshold keeps `above` values for certain and up to `equal` more: `above < count <= above + equal`.
+With ties the threshold keeps `above` values for certain and up to `equal` more: `above < count <= above + equal`. It is
+a bfloat16 number: compare it with values that were rounded likewise.
 
-Bussmann, Leask and Nanda 2024 (BatchTopK, 2412.06410) [paper] sort the whole batch; the histogram is ours [run].
+Bussmann, Leask and Nanda 2024 (BatchTopK, 2412.06410) [paper] sort the whole batch. One CPU thread, [512, 8192]: 6 ms
+against 52 for a flat `torch.topk` of 16,384; [2048, 12288]: 36 against 300 [run].
 """
 
 from typing import NamedTuple
@@ -22,7 +24,9 @@ from mechvis.errors import BadData, OutOfRange, ShapeMismatch
 
 BINS = 2**15
 """Patterns of bfloat16 numbers without a sign; bin 0 is zero, bin 32,640 infinity, those after it are NaN."""
-AT_ONCE = 2**20
+NAN_PATTERNS = 127
+"""Patterns that are NaN, for each sign; they are the last of the bins."""
+AT_ONCE = 2**18
 """Values that are counted at once, so that their patterns stay in the cache."""
 
 
@@ -53,16 +57,17 @@ def histogram(values: Float[Tensor, "..."]) -> Int[Tensor, " bin"]:
         >>> int(counts.sum()), int(counts.max())
         (3, 2)
     """
-    counts = torch.zeros(BINS, dtype=torch.long, device=values.device)
+    both = torch.zeros(2 * BINS, dtype=torch.long, device=values.device)
     for part in values.reshape(-1).split(AT_ONCE):
-        rounded = part.to(torch.bfloat16)
-        # Numbers with a sign bit are negative integers: all of them go to bin 0, where 0.0 is. NaN may have a sign.
-        pattern = rounded.view(torch.int16).clamp(min=0).masked_fill(rounded.isnan(), BINS - 1)
-        if counts.device.type == "cpu":
-            counts += torch.bincount(pattern, minlength=BINS)
+        # As signed integers, numbers with a sign bit are negative: the first half of the bins is theirs.
+        pattern = part.to(torch.bfloat16).view(torch.int16).int().add_(BINS)
+        if both.device.type == "cpu":
+            both += torch.bincount(pattern, minlength=2 * BINS)
         else:  # bincount would wait for the device; whole numbers come out the same in any order
-            counts.scatter_add_(0, pattern.long(), torch.ones_like(pattern, dtype=torch.long))
+            both.scatter_add_(0, pattern.long(), torch.ones_like(pattern, dtype=torch.long))
+    counts = both[BINS:].clone()
     counts[0] = 0
+    counts[-1] += both[BINS - NAN_PATTERNS : BINS].sum()  # the processor's own NaN has a sign
     return counts
 
 

@@ -103,15 +103,49 @@ def edge_scores(ones: bool, dtype):
     triton.edge_scores(*(torch.zeros(shape, dtype=dtype) for shape in ((n, t, s, e), (s, e, d), (n, t, r, d))))
 
 
+def sparse_decode(ones: bool, dtype):
+    from mechvis.kernels.sparse_decode import triton
+
+    support, n, d = dictionary(ones)
+    triton.sparse_decode(torch.zeros(len(support), dtype=dtype), support, torch.zeros(n, d, dtype=dtype))
+
+
+def sparse_grad(ones: bool, dtype):
+    from mechvis.kernels.sparse_grad import triton
+
+    support, n, d = dictionary(ones)
+    values, x, weight = (torch.zeros(shape, dtype=dtype) for shape in (len(support), (support.n_rows, d), (n, d)))
+    triton.entry_products(x, weight, support)
+    triton.segment_sum(values, x, support)
+    triton.segment_sum(values, x, support, against=weight)
+    triton.column_sums(values, support)
+
+
+def topk(ones: bool, dtype):
+    from mechvis.kernels.topk import triton
+
+    values = torch.zeros((1, 1) if ones else (3, 12288), dtype=dtype)
+    triton.topk(values, 1 if ones else 32)
+    triton.topk(values, 1, among=torch.ones(values.shape[1], dtype=torch.bool))
+
+
+def dictionary(ones: bool):
+    """A support, how many latents there are, and the width of the stream."""
+    from mechvis.kernels.support import Support
+
+    n, k, d = (1, 1, 1) if ones else (12288, 32, 768)
+    return Support.from_rows(torch.arange(k).expand(1 if ones else 3, k), n), n, d
+
+
 if __name__ == "__main__":
     from mechvis.kernels import language
 
     assert not language.INTERPRETED
-    for call in (patch_rows, expand_norm, patch_attention, edge_scores):
+    for call in (patch_rows, expand_norm, patch_attention, edge_scores, sparse_decode, sparse_grad, topk):
         module = importlib.import_module(f"mechvis.kernels.{call.__name__}.triton")
         kernels = {name: thing for name, thing in vars(module).items() if type(thing).__name__ == "JITFunction"}
         for ones, dtypes in ((False, DTYPES), (True, DTYPES[:1])):
             for dtype in dtypes:
-                for name in kernels.keys() - {"product"}:
+                for name in kernels.keys() - {"product", "key_of"}:  # called by kernels, never launched
                     vars(module)[name] = Recorder(kernels[name], f"{'ones' if ones else 'ViT-B/16'} {WORDS[dtype]}")
                 call(ones, dtype)

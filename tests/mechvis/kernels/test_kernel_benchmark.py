@@ -21,9 +21,11 @@ def benchmark(monkeypatch):
 def test_smoke(benchmark, capsys, tmp_path):
     assert benchmark.main(["--smoke", "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    for operation in ("patch_rows", "expand_norm", "patch_attention", "edge_scores"):
+    for operation in (
+        "patch_rows", "expand_norm", "patch_attention", "edge_scores", "topk", "sparse_decode", "sparse_grad"
+    ):  # fmt: skip
         assert f"{operation}: " in said
-    assert "18 calls of the plain twins; nothing was timed" in said
+    assert "30 calls of the plain twins; nothing was timed" in said
     assert not list(tmp_path.iterdir())
 
 

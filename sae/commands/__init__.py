@@ -1,0 +1,10 @@
+"""The commands of `sae`, one file each: what `mechvis sae ...` offers. Heavy things are imported inside them.
+
+`harvest` is the store's own command (`mechvis harvest`), for those who look for it here.
+"""
+
+from mechvis.store.command import harvest
+from sae.commands.train import train
+
+commands = {"harvest": harvest, "train": train}
+"""What `mechvis sae` offers."""
