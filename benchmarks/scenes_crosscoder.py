@@ -1,11 +1,11 @@
 """What a crosscoder finds between a model with and one without a shortcut: `python -m benchmarks.scenes_crosscoder`.
 
-1. The backbone of `scenes-vit` is trained on, briefly and twice, with a new classifier: on scenes whose background says
-   nothing about the shape (*without* the shortcut), and on scenes in which it agrees in 95 % of cases (*with* it).
+1. The backbone of `scenes-vit` is trained on, briefly and twice, with a new classifier: on scenes whose background
+   says nothing about the shape (*without* the shortcut), and on scenes where it agrees in 95 % (*with* it).
 2. A crosscoder learns both models' class tokens after the last block, on the same scenes with independent backgrounds.
 3. Latents that only the second model has, by latent scaling; what they encode, by the labels of other scenes.
-4. They are taken out of the second model, on conflicting scenes: accuracy with an interval, beside as many random latents
-   of similar activity, and beside the latents of the shape. A swap of backgrounds confirms them in both models.
+4. They are taken out of the second model, on conflicting scenes: accuracy with an interval, beside as many random
+   latents of similar activity, and as many latents of the shape. A swap of backgrounds confirms them in both models.
 5. A transcoder in place of one MLP of the bundled `scenes-vit`, beside the MLP's mean.
 
 Writes `docs/scenes_crosscoder.md`, `.json` and the figures beside it.
@@ -35,7 +35,9 @@ SITE = "blocks.3.hook_resid_post"
 IN, OUT = "blocks.2.ln2.hook_normalized", "blocks.2.hook_mlp_out"
 STEPS, RATE, BATCH = 40, 5e-4, 64
 SCENES = 2600
-ROWS, LATENTS, TOKENS, DRAWS = 4000, 256, 400_000, 10
+ROWS, LATENTS, K, TOKENS, DRAWS = 4000, 96, 5, 400_000, 10
+ENCODES = 0.1
+"""A latent is about the label that explains most of its variance, if that is at least this share."""
 JUDGE = 1000
 LABELS = ("background", "shape", "colour")
 MODELS = ("without", "with")
@@ -97,7 +99,7 @@ def accuracy(logits: Tensor, images: Any) -> dict[str, float]:
 
 
 def without_latents(d: Any, model: Any, rows: dict[str, Tensor], latents: Any, name: str) -> Tensor:
-    """Logits of a model with what some latents write taken off its class token, which alone goes on to the classifier."""
+    """Logits of a model with what some latents write taken off its class token: that alone reaches the classifier."""
     with torch.no_grad():
         codes = d.encode(rows)
         less = codes.clone()
@@ -123,15 +125,18 @@ def compared(models: dict[str, Any]) -> dict[str, Any]:
     table, codes, labels = diff.table, d.encode(others).detach().numpy(), labels_of(look)
     eta = {name: explained(codes, values) for name, values in labels.items()}
     alive = (table["class"] != "rare").to_numpy()
-    about = np.where(alive, np.array(LABELS)[np.stack([eta[name] for name in LABELS]).argmax(0)], "")
+    most = np.stack([eta[name] for name in LABELS])
+    about = np.where(alive & (most.max(0) >= ENCODES), np.array(LABELS)[most.argmax(0)], "nothing named")
     stronger = (table["stronger"] == "with").to_numpy() & (table["ratio_error"] < 0.5).to_numpy()
     groups = {
         "background, only with": np.intersect1d(diff.latents("only with"), np.flatnonzero(about == "background")),
         "background, twice as much with": np.flatnonzero(alive & (about == "background") & stronger),
-        "shape": np.flatnonzero(alive & (about == "shape")),
     }
-    groups = {name: [int(i) for i in latents] for name, latents in groups.items() if len(latents)}
     size = codes.mean(0) * d.ends.split(d.W_dec.detach())[f"with/{SITE}"].norm(dim=1).numpy()
+    shapes = np.flatnonzero(about == "shape")
+    count = max(map(len, groups.values()))
+    groups["as many of the shape"] = shapes[np.argsort(-size[shapes], kind="stable")[:count]]
+    groups = {name: [int(i) for i in latents] for name, latents in groups.items() if len(latents)}
     plain, lines = ablated(d, models, groups, size)
     shares = {
         model: {name: float(explained_share(others[f"{model}/{SITE}"].numpy(), v)) for name, v in labels.items()}
@@ -146,8 +151,8 @@ def compared(models: dict[str, Any]) -> dict[str, Any]:
 
 def diffed(rows: dict[str, Tensor], others: dict[str, Tensor]) -> tuple[Any, Any, Any, Any]:
     """The crosscoder, the comparison through it with a second seed, and the one of shuffled pairs."""
-    architecture = BatchTopKCrosscoder(n_latents=LATENTS, k=16)
-    settings = sae.Training(tokens=TOKENS, batch=512, lr=2e-3, init_rows=len(rows[f"with/{SITE}"]))
+    architecture = BatchTopKCrosscoder(n_latents=LATENTS, k=K)
+    settings = sae.Training(tokens=TOKENS, batch=512, lr=5e-3, init_rows=len(rows[f"with/{SITE}"]))
     jobs = {"first": architecture, "second": sae.Job(architecture=architecture, seed=1)}
     run = sae.train(rows, jobs, settings, progress=False)
     shuffled = sae.train(shuffled_pairs(rows, keep="with"), architecture, settings, progress=False).dictionary
@@ -249,7 +254,7 @@ def write(found: dict[str, Any], seconds: float) -> None:
         figure = diff.figures()[0].fig
         figure.savefig(DOCS / "scenes_crosscoder.svg", metadata={"Date": None})
     settings = {"steps": STEPS, "rate": RATE, "batch": BATCH, "scenes": SCENES, "rows": ROWS, "latents": LATENTS,
-                "tokens": TOKENS, "draws": DRAWS, "site": SITE, "seconds": round(seconds)}  # fmt: skip
+                "k": K, "tokens": TOKENS, "draws": DRAWS, "site": SITE, "seconds": round(seconds)}  # fmt: skip
     lines, numbers = page(found, settings)
     files.write_text(DOCS / "scenes_crosscoder.md", "\n".join(lines) + "\n")
     files.write_json(DOCS / "scenes_crosscoder.json", numbers)

@@ -132,7 +132,16 @@ class Architecture(ABC):
     # -- how it is used ----------------------------------------------------------------------------------------------
 
     def subtracts_bias(self, ends: Ends) -> bool:
-        """Is `b_dec` taken off before encoding?"""
+        """Is `b_dec` taken off before encoding?
+
+        Raises:
+            BadData: `centre` asks for it, and it has not the width of what is read.
+        """
+        if self.centre and ends.d_in != ends.d_out:
+            raise BadData(
+                f"centre=True takes b_dec, of width {ends.d_out}, off rows of width {ends.d_in}: leave centre out for "
+                "this transcoder."
+            )
         return not ends.transcodes if self.centre is None else self.centre
 
     @abstractmethod

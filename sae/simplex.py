@@ -1,10 +1,10 @@
-"""Sparsemax: which scores of a row are above the threshold that makes what is above it sum to one, without sorting
-them.
+"""Sparsemax: the scores of a row above the threshold that makes what is above it sum to one, without sorting all.
 
 (s - τ)₊ is the point of the simplex nearest to s (Martins and Astudillo 2016). With the scores in descending order and
 their running sums c_j: κ = the largest j with 1 + j s_(j) > c_j, τ = (c_κ - 1) / κ, and the κ largest are above τ. So
 only the largest scores matter: K' = 64 are looked at first, and four times as many where a row needs all of them.
-Exact, and 53 times faster than a full sort at 49,152 scores [run].
+Exact, and 53 times faster than a full sort at 49,152 scores [run]. Whether they were enough is asked of the device: the
+number of entries depends on the numbers anyhow.
 """
 
 import torch

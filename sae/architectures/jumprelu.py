@@ -152,7 +152,7 @@ class JumpReLU(Architecture):
 
     def subtracts_bias(self, ends: "Ends") -> bool:
         """No (DeepMind, DL), unless `centre` says so (SAELens)."""
-        return bool(self.centre)
+        return super().subtracts_bias(ends) if self.centre else False
 
     def parameters(self, ends: "Ends", x: Tensor, y: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """As ReLU, with thresholds."""

@@ -30,6 +30,7 @@ from sae.architectures.batch_topk import BatchTopK
 from sae.losses import dead_latents_loss, fvu
 
 if TYPE_CHECKING:
+    from sae.active import Encoder
     from sae.dictionary import Dictionary
 
 
@@ -171,7 +172,9 @@ def written_by_group(
     return parts.reshape(n_rows, n_groups, -1).cumsum(1).transpose(0, 1)
 
 
-def _aux_per_group(d: "Dictionary", encoder, y: Tensor, written: Tensor, bounds: tuple[int, ...], k: int, step: Step):
+def _aux_per_group(
+    d: "Dictionary", encoder: "Encoder", y: Tensor, written: Tensor, bounds: tuple[int, ...], k: int, step: Step
+) -> Tensor:
     """Sum over groups of AuxK of the group's dead latents, on what the prefix that ends with it leaves over."""
     total = y.new_zeros(())
     if step.dead is None:

@@ -7,6 +7,7 @@
    has no such term: `aux=0`).
 
 With `ks=range(1, K + 1)` it is HierarchicalTopK. Memory: rows times G times width.
+The levels stay as they are where k is annealed.
 """
 
 from dataclasses import dataclass

@@ -14,6 +14,7 @@ on as it would have. DL counts `anneal_start` in steps (15 000); a share of the 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -148,7 +149,7 @@ class PAnneal(Architecture):
             seen={"penalties": torch.stack([now, then])},
         )
 
-    def powers(self, p: Float[Tensor, ""]):
+    def powers(self, p: Float[Tensor, ""]) -> Callable[[Tensor], Tensor]:
         """(f + ε)^p of an entry."""
         return lambda codes: (codes + self.epsilon) ** p
 

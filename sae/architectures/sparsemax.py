@@ -154,8 +154,7 @@ class Sparsemax(Architecture):
         d.frequency += (share - d.frequency) / d.seen_batches
 
     def folded(self, d: "Dictionary") -> dict[str, Tensor]:
-        """Unit rows in `W_dec`; `row_norm` takes over their norms, since the keys decide who is active. Twice is
-        once."""
+        """Unit rows in `W_dec`; `row_norm` takes over their norms, since the keys decide who is active."""
         found = {name: tensor.detach().clone() for name, tensor in d.state_dict().items()}
         with torch.no_grad():
             keys, values = keys_values(d)
@@ -206,9 +205,8 @@ def _minus(values: Values, per_row: Tensor) -> Values:
 
 
 def _times(values: Values, per_row: Tensor) -> Values:
-    """Every entry times a number of its row, which has no gradient."""
-    factor = per_row.detach()
-    factor = factor[values.support.rows] if values.mask is None else factor[:, None]
+    """Every entry times a number of its row."""
+    factor = per_row[:, None] if values.mask is not None else _AtRows.apply(per_row, values.support)
     return Values(numbers=values.numbers * factor, support=values.support, mask=values.mask)
 
 

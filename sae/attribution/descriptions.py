@@ -31,6 +31,7 @@ from mechvis.provenance import provenance
 from mechvis.record import Record
 from mechvis.stats import bootstrap
 from sae.splice.splice import splice_parts
+from sae.steering.controls import random_like
 from sae.steering.readers import Reader, reader_of
 
 WORDS = {
@@ -96,7 +97,6 @@ def describe_latents(
     part = splice_parts(reader.model, dictionary, site=site)
     chosen = _checked(latents, part.n_latents, len(images), factors, n_random, top)
     made, judging = (_Half(reader, part, images, chosen, start, batch_size) for start in (0, 1))
-    generator = torch.Generator().manual_seed(seed)
     auc, change, z, alphas = [], [], [], []
     with track(len(chosen), "describing latents", " latents", show=progress) as bar:
         for place, latent in enumerate(chosen):
@@ -106,8 +106,7 @@ def describe_latents(
             direction = part.directions().detach()[latent]
             steps = [made.change(place, direction, alpha * factor) / factor for factor in factors]
             change.append(np.mean(steps, axis=0))
-            drawn = torch.randn(n_random, len(direction), generator=generator).to(direction)
-            drawn = drawn / drawn.norm(dim=1, keepdim=True) * direction.norm()
+            drawn = random_like(direction[None], seed + latent, per=n_random)
             random = np.stack([made.change(place, one, alpha) for one in drawn])
             z.append((steps[0] - random.mean(0)) / np.maximum(random.std(0, ddof=1), 1e-12))
             bar.update(1)

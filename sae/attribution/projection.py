@@ -22,6 +22,7 @@ from mechvis.provenance import provenance
 from mechvis.record import Record
 from sae.attribution.direct import frozen_read_out, stream_directions
 from sae.splice.splice import splice_parts
+from sae.steering.controls import random_like
 
 WORDS = {
     "latent": "number of the latent",
@@ -105,8 +106,8 @@ def read_out_projection(
     tower, labels, anchors = _target(model, texts)
     part = splice_parts(tower, dictionary, site=site)
     directions = stream_directions(tower, part).detach()
-    drawn = torch.randn(n_random, directions.shape[1], generator=torch.Generator().manual_seed(seed)).to(directions)
-    drawn = drawn / drawn.norm(dim=1, keepdim=True) * directions.norm(dim=1).mean()
+    usual = directions.norm(dim=1).mean() * torch.nn.functional.normalize(directions[:1], dim=1)
+    drawn = random_like(usual, seed, per=n_random)
     out = projected_directions(tower, torch.cat([directions, drawn]), images).double()
     if anchors is not None:
         out = torch.nn.functional.normalize(out, dim=1) @ anchors.T.double()

@@ -4,7 +4,8 @@
 """
 
 from mechvis.store.command import harvest
+from sae.commands.convert import convert
 from sae.commands.train import train
 
-commands = {"harvest": harvest, "train": train}
+commands = {"harvest": harvest, "train": train, "convert": convert}
 """What `mechvis sae` offers."""

@@ -99,9 +99,14 @@ def causal_swap(
             swapped[..., latents] = codes_source[..., latents]
             change = d.ends.split(d.decode(swapped, like=d.ends.read(acts_base)) - written)
             for model, names in _models(sites).items():
-                made = [edits.call(sites[n].site, _adding(change[n]), tokens=tokens) for n in names]
-                chosen = sites[names[0]].model
-                output = chosen.run(base[start : start + batch], edits=made).output.double()
+                made = [
+                    edits.call(sites[n].site, _adding(change[n]), tokens=tokens)
+                    for n in names
+                    if change[n].abs().max() > 0  # an edit that changes nothing would warn
+                ]
+                output = out_base[model]
+                if made:
+                    output = sites[names[0]].model.run(base[start : start + batch], edits=made).output.double()
                 whole = out_source[model] - out_base[model]
                 moved = (output - out_base[model]) * whole
                 tops.setdefault((*key, model), []).append(
@@ -151,7 +156,7 @@ def similar(activity: Float[np.ndarray, " latent"], group: list[int], draws: int
     """
     generator = np.random.default_rng(seed)
     free = np.setdiff1d(np.flatnonzero(activity > 0), group)
-    if len(free) < len(group):
+    if draws and len(free) < len(group):
         raise BadData(f"{len(free)} other latents are active, too few for random groups of {len(group)}.")
     found = []
     for _ in range(draws):

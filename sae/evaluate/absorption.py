@@ -13,8 +13,9 @@ For a parent concept and its children, thresholds and latents chosen on training
 3. control: the same with the latent of a child that the image does *not* show (the mean over those). Latents that fire
    anyhow give the same share there.
 
-Only parents that have a latent (held-out precision of at least `precise`, and F1 above saying yes always) can lose it;
-others are listed and left out of the mean.
+Only parents that have a latent can lose it: its precision lies at least `precise` of the way from the share of images
+with the concept to 1 (absorption costs recall, not precision), and its F1 above that of saying yes always. Others are
+listed and left out of the mean.
 """
 
 from collections.abc import Mapping, Sequence
@@ -105,7 +106,7 @@ def absorption(
         test_parents: the same concepts of those, in the same order.
         directions: what each latent writes.
         cosine: least cosine of a child's direction with the parent's (as 2409.14507 [K]).
-        precise: least precision of a parent's latent.
+        precise: least precision of a parent's latent, from 0 (the share of images with the concept) to 1.
         seed: of the resamples.
 
     Raises:
@@ -144,7 +145,8 @@ def absorption(
                  "absorbed": float(takes[shows].mean()) if shows.any() else None, "positives": int(shows.sum())}
             )  # fmt: skip
         at, other = judged.positive, other / np.maximum(strangers, 1)
-        counted = bool(told["precision"] >= precise and told["f1"] > chance_f1(at))
+        base = float(at.mean())
+        counted = bool(told["precision"] >= base + precise * (1 - base) and told["f1"] > chance_f1(at))
         if counted:
             pooled["absorbed"].append(absorbed[at])
             pooled["other"].append(other[at])

@@ -161,7 +161,7 @@ def record(
                 if line["features"] == "random":
                     row[f"probe_random_{line['k']}"] = line["accuracy"]
                 if line["features"] == "dense":
-                    facts["probe_dense"] = [line["accuracy"], *_ends(line)]
+                    facts["probe_dense"] = [line["accuracy"], line["accuracy_low"], line["accuracy_high"]]
         if name in absorbed:
             row |= columns("absorbed", absorbed[name].mean)
             row["absorbed_other"] = absorbed[name].facts["other_child"]

@@ -84,8 +84,14 @@ class Sums:
             self._above, self._embedding, self._images = zeros(n), zeros(width), 0
         if sparse:
             rows, latents = a.indices()
+            n_latents = a.shape[1]
             values = numbers.double()
-            self._weighted += torch.sparse_coo_tensor(torch.stack([latents, rows]), values, a.T.shape) @ e
+            self._weighted += (
+                torch.sparse_coo_tensor(
+                    torch.stack([latents, rows]), values, (n_latents, len(e)), check_invariants=False
+                )
+                @ e
+            )
             self._sum.index_add_(0, latents, values)
             self._squares.index_add_(0, latents, values.square())
             least = values.new_full((a.shape[1],), torch.inf).scatter_reduce(0, latents, values, "amin")

@@ -66,13 +66,10 @@ def clean_pass(model: Any, images: Any, sites: list[str]) -> Clean:
         sites: to keep.
     """
     pixels = model.inputs(images)
-    layers = [model.graph[site].layer for site in sites]
-    # hook_embed and sites after the blocks have no layer: the former start from the pixels, the latter anywhere.
-    early = any(layer is None and site.startswith("hook_embed") and site != "hook_embedding"
-                for site, layer in zip(sites, layers, strict=True))  # fmt: skip
-    known = [layer for layer in layers if layer is not None]
-    layer = 0 if early else min(known) if known else len(model.parts.blocks) - 1
-    start = [] if early else [f"blocks.{layer}.hook_resid_pre"]
+    # Sites before the blocks need the pixels, and a pass that starts at block 0 reads pixels too.
+    layers = [0 if site == "hook_embed" else model.graph[site].layer for site in sites]
+    layer = min((layer for layer in layers if layer is not None), default=len(model.parts.blocks) - 1)
+    start = [f"blocks.{layer}.hook_resid_pre"] if layer > 0 else []
     last = embedding_site(model)
     run = model.run(pixels, capture=[*sites, last, *start])
     stream = run.cache[start[0]] if start else pixels
@@ -99,7 +96,7 @@ def replaced(model: Any, clean: Clean, new: Mapping[str, Tensor]) -> tuple[Tenso
 
     def put(value: Tensor) -> Any:
         def swap(x: Tensor) -> Tensor:
-            # Edits see a site as [row token head d]; the values are the site's own.
+            # An edit may see a site with other axes of size one; the numbers are the same ones.
             return value.to(x).reshape(x.shape)
 
         return swap

@@ -50,13 +50,14 @@ def reference_rows(
     Args:
         model: a wrapped model.
         images: an `ImageSet`.
-        places: by site, what is taken of it.
+        places: what is taken of sites, by any name.
         batch_size: images per forward.
         n_rows: rows that are kept.
         seed: which.
         progress: show a progress bar.
     """
-    sites = [place.site for place in places.values()]
+    by_site = {place.site: place for place in places.values()}
+    sites = list(by_site)
     generator = torch.Generator().manual_seed(seed)
     totals: dict[str, Tensor] = {}
     kept: dict[str, list[Tensor]] = {site: [] for site in sites}
@@ -69,7 +70,7 @@ def reference_rows(
                 value = run.cache[site]
                 total = value.sum(0, dtype=torch.float64)
                 totals[site] = totals[site] + total if site in totals else total
-                rows = places[site].take(value)
+                rows = by_site[site].take(value)
                 if order is None:
                     drawn = [torch.randperm(rows.shape[1], generator=generator)[:each] for _ in range(len(rows))]
                     order = torch.stack(drawn).to(rows.device)

@@ -20,8 +20,10 @@ from mechvis import files
 from mechvis.errors import RefusedMethod, StoreCorrupt
 from sae.architectures import named
 from sae.dictionary import Dictionary
-from sae.formats.express import built, exported, rows_of_norm_one, sites, thresholds_as_they_are
-from sae.formats.seen import Seen, Tensors, Told
+from sae.formats.building import built, rows_of_norm_one, sites, thresholds_as_they_are
+from sae.formats.checked import Tensors
+from sae.formats.express import exported
+from sae.formats.seen import Seen, Told
 from sae.formats.visaebench import oriented
 
 NEEDED = ("W_enc", "W_dec", "b_enc", "b_dec")
@@ -77,6 +79,7 @@ def read(seen: Seen, told: Told) -> Dictionary:
         f"{site}.read" if transcodes else "activations", f"{site}.written" if transcodes else None, d_in, d_out
     )
     provenance = {"format": "circuit_tracer", "file": place.name}
+    tensors.finish()
     return built(named(kind)(**settings), ends, taken, where=where, provenance=provenance)
 
 

@@ -26,8 +26,9 @@ from sae.architectures import named
 from sae.architectures.batch_topk_crosscoder import CODE_NORMALIZATIONS
 from sae.dictionary import Dictionary
 from sae.ends import Ends
-from sae.formats.express import built, fits_k
-from sae.formats.seen import Config, Seen, Tensors, Told
+from sae.formats.building import built, fits_k
+from sae.formats.checked import Config, Tensors
+from sae.formats.seen import Seen, Told
 
 FILES = ("model.safetensors", "*.safetensors", "cc_weights.pt", "*.pt")
 
@@ -81,6 +82,7 @@ def read(seen: Seen, told: Told) -> Dictionary:
         )
     ends = Ends(reads={name: d for name in _sites(config, s)})
     provenance = {"format": "crosscoders", "library": "crosscoder_learning" if theirs else "ckkissane"}
+    tensors.finish("code_normalization_id")
     return built(named(kind)(**settings), ends, taken, where=where, provenance=provenance | {"config": config.plain()})
 
 

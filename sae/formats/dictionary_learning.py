@@ -35,8 +35,10 @@ from mechvis import files
 from mechvis.errors import BadData, RefusedMethod, ShapeMismatch
 from sae.architectures import named
 from sae.dictionary import Dictionary
-from sae.formats.express import Exported, built, exported, fits_k, rows_of_norm_one, sites, thresholds_as_they_are
-from sae.formats.seen import Config, Seen, Tensors, Told
+from sae.formats.building import built, fits_k, rows_of_norm_one, sites, thresholds_as_they_are
+from sae.formats.checked import Config, Tensors
+from sae.formats.express import Exported, exported
+from sae.formats.seen import Seen, Told
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
 LINEAR = ("AutoEncoder", "AutoEncoderNew", "GatedAutoEncoder", "AutoEncoderTopK", "BatchTopKSAE")
@@ -102,6 +104,7 @@ def read(seen: Seen, told: Told) -> Dictionary:
     )
     ends = sites(str(site)[:200], None, d, taken["W_dec"].shape[1])
     provenance = {"format": "dictionary_learning", "config": trainer.plain(), **kept}
+    tensors.finish("k", "threshold", "group_sizes")
     return built(named(kind)(**settings), ends, taken, where=where, provenance=provenance)
 
 

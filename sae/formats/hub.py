@@ -180,6 +180,6 @@ def _hub() -> Any:
         import huggingface_hub
     except ImportError as error:
         raise MissingPackage(
-            "the Hub needs huggingface_hub, which comes with transformers: pip install 'mechvis[hf]'."
+            "the Hub needs huggingface_hub, which comes with transformers: pip install huggingface_hub."
         ) from error
     return huggingface_hub

@@ -18,8 +18,10 @@ from mechvis import files
 from mechvis.errors import RefusedMethod
 from sae.architectures import named
 from sae.dictionary import Dictionary
-from sae.formats.express import built, exported, fits_k, rows_of_norm_one, sites
-from sae.formats.seen import Config, Seen, Tensors, Told
+from sae.formats.building import built, fits_k, rows_of_norm_one, sites
+from sae.formats.checked import Config, Tensors
+from sae.formats.express import exported
+from sae.formats.seen import Seen, Told
 
 
 def fits(seen: Seen) -> bool:
@@ -65,6 +67,7 @@ def read(seen: Seen, told: Told) -> Dictionary:
         "b_dec": tensors.take("pre_bias", d),
     }
     provenance = {"format": "openai", "activation": activation, "tied": tied}
+    tensors.finish("stats_last_nonzero", "latents_*")
     return built(named(kind)(**settings), sites("activations", None, d, d), taken, where=where, provenance=provenance)
 
 

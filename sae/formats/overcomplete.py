@@ -26,18 +26,11 @@ from mechvis import files
 from mechvis.errors import BadData, MechvisWarning, RefusedMethod
 from sae.architectures import named
 from sae.dictionary import Dictionary
-from sae.formats.express import (
-    built,
-    exported,
-    fits_k,
-    kind_of,
-    needed_threshold,
-    rows_of_norm_one,
-    sites,
-    thresholds_as_they_are,
-)
-from sae.formats.pickles import Inert
-from sae.formats.seen import Config, Seen, Tensors, Told
+from sae.formats.building import built, fits_k, rows_of_norm_one, sites, thresholds_as_they_are
+from sae.formats.checked import Config, Tensors
+from sae.formats.express import exported, kind_of, needed_threshold
+from sae.formats.machine import Inert
+from sae.formats.seen import Seen, Told
 
 FILES = ("*.pt", "*.pth")
 CLASSES = {"relu": "SAE", "topk": "TopKSAE", "batch_topk": "BatchTopKSAE", "jumprelu": "JumpSAE"}
@@ -78,6 +71,7 @@ def read(seen: Seen, told: Told) -> Dictionary:
         kind = _rule(settings, taken, tensors, name, known, told, where)
     ends = sites(beside.text("site", "activations"), None, d, d)
     provenance = {"format": "overcomplete", "class": name}
+    tensors.finish("encoder.final_block.1.num_batches_tracked")
     return built(named(kind)(**settings), ends, taken, where=where, provenance=provenance)
 
 

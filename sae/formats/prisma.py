@@ -25,9 +25,11 @@ from mechvis import files
 from mechvis.errors import BadData, MechvisWarning, RefusedMethod
 from sae.architectures import named
 from sae.dictionary import Dictionary
-from sae.formats.express import built, exported, fits_k, rows_of_norm_one, sites
-from sae.formats.pickles import Inert
-from sae.formats.seen import Config, Seen, Tensors, Told
+from sae.formats.building import built, fits_k, rows_of_norm_one, sites
+from sae.formats.checked import Config, Tensors
+from sae.formats.express import exported
+from sae.formats.machine import Inert
+from sae.formats.seen import Seen, Told
 
 CONFIG, WEIGHTS = "config.json", "weights.pt"
 FILES = (WEIGHTS, "n_images_*.pt", "*.pt")
@@ -98,6 +100,7 @@ def read(seen: Seen, told: Told) -> Dictionary:
     tokens = "cls" if config.flag("cls_token_only", False) else "all"
     tokens = "patches" if config.flag("use_patches_only", False) else tokens
     provenance = {"format": "prisma", "tokens": tokens, "config": config.plain()}
+    tensors.finish()
     return built(named(kind)(**settings), ends, taken, where=where, provenance=provenance)
 
 

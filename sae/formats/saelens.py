@@ -24,17 +24,10 @@ from mechvis import files
 from mechvis.errors import BadData, RefusedMethod
 from sae.architectures import named
 from sae.dictionary import Dictionary
-from sae.formats.express import (
-    Exported,
-    built,
-    exported,
-    fits_k,
-    needed_threshold,
-    rows_of_norm_one,
-    sites,
-    thresholds_as_they_are,
-)
-from sae.formats.seen import Config, Seen, Tensors, Told
+from sae.formats.building import built, fits_k, rows_of_norm_one, sites, thresholds_as_they_are
+from sae.formats.checked import Config, Tensors
+from sae.formats.express import Exported, exported, needed_threshold
+from sae.formats.seen import Seen, Told
 
 CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
 VERSION = "6.54.12"
@@ -69,6 +62,11 @@ def read(seen: Seen, told: Told) -> Dictionary:
     out = metadata.text("hook_name_out") if metadata.found.get("hook_name_out") else "written"
     ends = sites(site, out if transcodes else None, d_in, d_out)
     normalise, scale = _normaliser(config, seen)
+    if transcodes and normalise != "none":
+        raise RefusedMethod(
+            f"{where}: a transcoder that scales what it reads (normalize_activations) and leaves open what that means "
+            "for what it writes is not read."
+        )
     taken = {"W_dec": tensors.take("W_dec", n, d_out), "b_dec": tensors.take("b_dec", d_out)}
     if architecture != "matching_pursuit":
         taken["W_enc"] = tensors.take("W_enc", d_in, n).T.contiguous()
@@ -105,6 +103,7 @@ def read(seen: Seen, told: Told) -> Dictionary:
         if not settings["centre"]:  # then SAELens does not add b_dec either
             taken["b_dec"] = torch.zeros_like(taken["b_dec"])
     provenance = {"format": "saelens", "config": config.plain(), "metadata": metadata.plain()}
+    tensors.finish("log_threshold")
     return built(named(kind)(**settings), ends, taken, where=where, provenance=provenance, scale=scale)
 
 

@@ -19,9 +19,11 @@ from mechvis import files
 from mechvis.errors import MechvisWarning, RefusedMethod, StoreCorrupt
 from sae.architectures import named
 from sae.dictionary import Dictionary
-from sae.formats.express import built, exported, fits_k, rows_of_norm_one, sites
+from sae.formats.building import built, fits_k, rows_of_norm_one, sites
+from sae.formats.checked import Config, Tensors
+from sae.formats.express import exported
 from sae.formats.pickles import load_pt, tensors_in
-from sae.formats.seen import Config, Seen, Tensors, Told
+from sae.formats.seen import Seen, Told
 
 LONGEST_HEADER = 2**20
 """Bytes of the JSON line."""
@@ -81,6 +83,7 @@ def read(seen: Seen, told: Told) -> Dictionary:
     else:
         raise RefusedMethod(f"{where}: activation {activation[:40]!r} is not read; Relu, TopK and BatchTopK are.")
     provenance = {"format": "saev", "config": config.plain()}
+    tensors.finish()
     return built(named(kind)(**settings), sites("activations", None, d, d), taken, where=where, provenance=provenance)
 
 

@@ -16,8 +16,10 @@ from mechvis import files
 from mechvis.errors import RefusedMethod
 from sae.architectures import named
 from sae.dictionary import Dictionary
-from sae.formats.express import built, exported, fits_k, sites
-from sae.formats.seen import Config, Seen, Tensors, Told
+from sae.formats.building import built, fits_k, sites
+from sae.formats.checked import Config, Tensors
+from sae.formats.express import exported
+from sae.formats.seen import Seen, Told
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 
@@ -61,6 +63,7 @@ def read(seen: Seen, told: Told) -> Dictionary:
     name = seen.folder.resolve().name or "activations"
     ends = sites(name, f"{name} (written)" if transcodes else None, d, d)
     provenance = {"format": "sparsify", "config": config.plain()}
+    tensors.finish()
     return built(named("topk")(**settings), ends, taken, where=where, provenance=provenance)
 
 

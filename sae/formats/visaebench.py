@@ -18,8 +18,10 @@ from mechvis import files
 from mechvis.errors import RefusedMethod, ShapeMismatch
 from sae.architectures import named
 from sae.dictionary import Dictionary
-from sae.formats.express import built, exported, fits_k, needed_threshold, rows_of_norm_one, sites
-from sae.formats.seen import Config, Seen, Tensors, Told
+from sae.formats.building import built, fits_k, rows_of_norm_one, sites
+from sae.formats.checked import Config, Tensors
+from sae.formats.express import exported, needed_threshold
+from sae.formats.seen import Seen, Told
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 ACTIVATIONS = {"batch_topk": "batch_topk", "batchtopk": "batch_topk", "topk": "topk", "relu": "relu"}
@@ -70,6 +72,7 @@ def read(seen: Seen, told: Told) -> Dictionary:
         taken["threshold"] = torch.tensor(max(threshold, -1.0), dtype=torch.float64)
     ends = sites(config.text("site", "activations"), None, d, d)
     provenance = {"format": "visaebench", "config": config.plain()}
+    tensors.finish("threshold", "running_threshold", "k")
     return built(named(kind)(**settings), ends, taken, where=where, provenance=provenance)
 
 

@@ -23,6 +23,7 @@ from mechvis.progress import track
 from mechvis.provenance import provenance
 from mechvis.record import Record
 from sae.splice.splice import splice_parts
+from sae.steering.controls import random_like
 from sae.steering.outputs import Blank, blank_pixels, steered_outputs
 from sae.steering.quality import activation_iou
 from sae.steering.readers import Reader, reader_of
@@ -99,7 +100,6 @@ def informed_top_k(
     codes = _codes(reader.model, part, images, chosen, batch_size)
     before = reader.scores(reader.model.run(blank_pixels(reader.model, blank, seed=seed)).output)[0]
     black = blank_pixels(reader.model, "black")
-    generator = torch.Generator().manual_seed(seed)
     n_prefix = len(reader.model.parts.prefix)
     rows, changes = [], []
     with track(len(chosen), "steering top images", " latents", show=progress) as bar:
@@ -116,8 +116,7 @@ def informed_top_k(
             pixels = reader.model.inputs(images[order])
             masked = masked_to(pixels, active[:, n_prefix:], reader.model.parts.grid, black)
             direction = part.directions().detach()[latent][None]
-            drawn = torch.randn(direction.shape, generator=generator).to(direction)
-            drawn *= direction.norm() / drawn.norm()
+            drawn = random_like(direction, seed + latent)
             plain = reader.scores(reader.model.run(masked).output)
             steered, random = (
                 reader.scores(steered_outputs(reader.model, masked, part.site, d, rho, tokens=active)[0])

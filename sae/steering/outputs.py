@@ -84,6 +84,9 @@ def steered_outputs(
         raise BadData(f"direction {int((lengths[:, 0] == 0).nonzero()[0])} has length zero, so it steers nowhere.")
     if tokens is not None and tokens.shape != flat.shape[:2]:
         raise ShapeMismatch(f"tokens= is a mask {list(flat.shape[:2])} (image token), got {list(tokens.shape)}.")
+    if rho == 0:
+        # Nothing is added: the very run, not one of another batch size that rounds otherwise.
+        return model.run(pixels).output.expand(len(directions), -1, -1)
     strength = rho * flat.norm(dim=-1).mean(1)
     units = (directions / lengths).to(flat)
     layer, start = model.graph[site].layer, None
@@ -105,7 +108,6 @@ def steered_outputs(
             size = tuple(pixels.shape[2:])
             output = model.run(stream, start_at_layer=start, size=size).output
         else:
-            steer = [edits.add(site, added)] if rho else []
-            output = model.run(pixels.repeat(len(some), 1, 1, 1), edits=steer).output
+            output = model.run(pixels.repeat(len(some), 1, 1, 1), edits=[edits.add(site, added)]).output
         found.append(output.unflatten(0, (len(some), len(pixels))))
     return torch.cat(found)

@@ -28,6 +28,7 @@ from mechvis.progress import track
 from mechvis.provenance import provenance
 from mechvis.record import Record
 from sae.splice.splice import splice_parts
+from sae.steering.controls import random_like
 from sae.steering.outputs import Blank, blank_pixels, steered_outputs
 from sae.steering.quality import auroc
 from sae.steering.readers import Reader, reader_of
@@ -121,17 +122,18 @@ def explain_by_steering(
     if not shift % len(latents):
         raise OutOfRange(f"shift={shift} maps every one of {len(latents)} latents to itself.")
     directions = part.directions().detach()[latents]
-    drawn = torch.randn(directions.shape, generator=torch.Generator().manual_seed(seed)).to(directions)
-    drawn = drawn / drawn.norm(dim=1, keepdim=True) * directions.norm(dim=1, keepdim=True)
+    drawn = random_like(directions, seed)
     pixels = blank_pixels(reader.model, blank, seed=seed)
     base = reader.model.run(pixels).output
-    before, outputs = reader.scores(base), {}
+    outputs = {}
     with track(2 * len(rho), "steering", " runs", show=progress) as bar:
         for name, vectors in (("latents", directions), ("random", drawn)):
             for strength in rho:
                 out = steered_outputs(reader.model, pixels, part.site, vectors, strength, batch_size=batch_size)[:, 0]
                 outputs[name, strength] = out
                 bar.update(1)
+    # As many rows of the baseline: another batch size would round otherwise, and nothing would not be nothing.
+    before = reader.scores(base.expand(len(latents), -1))
     change = {key: reader.scores(out) - before for key, out in outputs.items()}
     real = None if images is None else _Real(reader, part, images, latents, batch_size)
     by_rho, judged = [], {}

@@ -1,6 +1,5 @@
 """`slurm:` hands submitit the right array; with submitit its local and debug executors run the same tasks."""
 
-import importlib.util
 import json
 import os
 import sys
@@ -49,13 +48,17 @@ class Executor:
         self.tasks = tasks
         return [Job(self, number) for number in range(len(tasks))]
 
+    def submit(self, task):
+        self.tasks = [task]
+        return Job(self, 0)
+
 
 class Job:
     def __init__(self, executor, number):
         self.executor, self.number, self.job_id = executor, number, f"77_{number}"
 
     def exception(self):
-        for rank in range(self.executor.parameters["tasks_per_node"]):
+        for rank in range(self.executor.parameters["tasks_per_node"] * self.executor.parameters["nodes"]):
             os.environ["FAKE_RANK"] = str(rank)
             try:
                 self.executor.tasks[self.number]()
@@ -73,9 +76,11 @@ def fake(monkeypatch):
     Executor.made.clear()
 
     def environment():
-        return types.SimpleNamespace(
-            num_tasks=Executor.made[-1].parameters["tasks_per_node"], global_rank=int(os.environ["FAKE_RANK"])
-        )
+        parameters, rank = Executor.made[-1].parameters, int(os.environ["FAKE_RANK"])
+        each = parameters["tasks_per_node"]
+        nodes = parameters["nodes"]
+        ranks = {"global_rank": rank, "local_rank": rank % each}
+        return types.SimpleNamespace(num_tasks=each * nodes, num_nodes=nodes, job_id="77", **ranks)
 
     failed = type("FailedJobError", (Exception,), {})
     module.AutoExecutor, module.JobEnvironment = Executor, environment
@@ -103,6 +108,18 @@ def test_ranks_over_jobs_and_their_processes(fake, tmp_path):
     assert told(tmp_path) == [[0, 4, 0, 2], [1, 4, 1, 2], [2, 4, 0, 2], [3, 4, 1, 2]]
 
 
+def test_processes_that_talk_to_each_other_are_one_job_and_know_where_they_meet(fake, tmp_path):
+    said = "import os; print(os.environ['MECHVIS_MEETING'])"
+    where = "slurm:nodes=2,tasks_per_node=2,wait=yes"
+    start(ranks_into(tmp_path), launch=where, logs=tmp_path / "jobs", together=True)
+    (made,) = Executor.made
+    assert made.parameters["nodes"] == 2 and made.tasks == [Task(ranks_into(tmp_path), 0, 1, tmp_path / "jobs")]
+    assert told(tmp_path) == [[0, 4, 0, 2], [1, 4, 1, 2], [2, 4, 0, 2], [3, 4, 1, 2]]
+    place = tmp_path / "jobs" / "meeting-77-0"
+    met = python(f"{said}; assert os.environ['MECHVIS_MEETING'] == {str(place)!r}")
+    start(met, launch=where, logs=tmp_path / "jobs", together=True)
+
+
 def test_an_error_is_told_when_one_waits(fake, tmp_path):
     with pytest.raises(RankFailed, match="process 0 of 1 ended with exit code 1: no such image"):
         start(python("import sys; sys.exit('error: no such image')"), launch="slurm:wait=yes", logs=tmp_path)
@@ -121,10 +138,6 @@ def test_without_submitit(monkeypatch, tmp_path):
         start(["true"], launch="slurm:nodes=2", logs=tmp_path)
 
 
-needs_submitit = pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="submitit is not installed")
-
-
-@needs_submitit
 def test_local_executor(tmp_path):
     start(ranks_into(tmp_path), launch="slurm:cluster=local,tasks_per_node=2", logs=tmp_path / "jobs")
     assert told(tmp_path) == [[0, 2, 0, 2], [1, 2, 1, 2]]
@@ -133,7 +146,6 @@ def test_local_executor(tmp_path):
         start(fails, launch="slurm:cluster=local", logs=tmp_path / "jobs")
 
 
-@needs_submitit
 def test_debug_executor(tmp_path):
     start(ranks_into(tmp_path), launch="slurm:cluster=debug,nodes=3", logs=tmp_path / "jobs")
     assert told(tmp_path) == [[0, 3, 0, 1], [1, 3, 0, 1], [2, 3, 0, 1]]
@@ -142,7 +154,6 @@ def test_debug_executor(tmp_path):
         start(fails, launch="slurm:cluster=debug", logs=tmp_path / "jobs")
 
 
-@needs_submitit
 def test_a_machine_without_slurm(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BadData, match="Slurm did not take the jobs"):

@@ -79,6 +79,13 @@ GRID = [
 """Ends, decoder, normaliser. Transcoders, of one or two layers, have a skip connection; the crosscoder reads and writes
 two sites."""
 
+SHORT_GRID = [
+    ("autoencoder", "unit", "mean_square"),
+    ("crosscoder", "free", "mean_norm"),
+    ("layers", "free", "mean_norm"),
+]
+"""For all settings of an architecture but the first."""
+
 SITES = {
     "autoencoder": (["a"], []),
     "transcoder": (["a"], ["b"]),
@@ -192,8 +199,8 @@ def cases() -> list[Case]:
     return [
         Case(name=name, label=label, settings=settings, ends=ends, decoder=decoder, normalise=normalise)
         for name in names
-        for label, settings in SETTINGS.get(name, {"": {}}).items()
-        for ends, decoder, normalise in GRID
+        for number, (label, settings) in enumerate(SETTINGS.get(name, {"": {}}).items())
+        for ends, decoder, normalise in (GRID if number == 0 else SHORT_GRID)
     ]
 
 

@@ -249,6 +249,18 @@ def test_matching_pursuit_codes_equal_a_loop_in_numpy(rows, gram):
     assert np.abs(d.encode(rows).detach().numpy() - codes).max() < 1e-12
 
 
+def test_matching_pursuit_codes_have_gradients_to_rows_and_atoms(rows):
+    W = torch.nn.functional.normalize(rows[100:109], dim=1)
+
+    def f(x, atoms):
+        found = pursue(x, atoms, 4, threshold=0.5, gram=False)
+        return found.codes(len(W)), found.residual
+
+    x = rows[:3].clone()
+    assert (f(x, W)[0] > 0).sum() >= 6
+    assert torch.autograd.gradcheck(f, (x.requires_grad_(True), W.requires_grad_(True)))
+
+
 def test_gram_form_takes_the_same_atoms(rows):
     d = started(MatchingPursuit(n_latents=N, k=6), rows)
     x, W = rows - rows.mean(0), d.W_dec.detach()
@@ -293,7 +305,7 @@ def test_orthogonal_pursuit_has_gradients_of_its_last_solution(rows):
     def f(x):
         return orthogonal_pursue(x, W, 3).codes(N)
 
-    assert torch.autograd.gradcheck(f, (rows[:6].clone().requires_grad_(True),))
+    assert torch.autograd.gradcheck(f, (rows[:3].clone().requires_grad_(True),))
 
 
 def test_nnls_equals_scipy(rows):
@@ -429,6 +441,12 @@ def test_sparsemax_folds_once_and_is_usable_from_its_file(rows, tmp_path):
     assert torch.equal(folded.folded().encode(rows), folded.encode(rows))
     again = sae.load(folded.save(tmp_path / "d"))
     assert torch.equal(again(rows), folded(rows))
+
+
+@pytest.mark.parametrize("codes", ["scores", "weights"])
+def test_sparsemax_codes_have_gradients_to_rows(rows, codes):
+    d = started(Sparsemax(n_latents=N, codes=codes, normalise="none"), rows, 0.3)
+    assert torch.autograd.gradcheck(d.encode, (rows[:4].clone().requires_grad_(True),))
 
 
 def test_sparsemax_refuses(rows):

@@ -169,6 +169,15 @@ def test_clt_training_batch_selection_is_exact_where_row_norms_differ():
     assert support.counts.max() > 16, "no row went over the quota, so nothing was tested"
 
 
+def test_saelens_lists_of_codes_with_a_free_decoder(make_case):
+    """`use_sparse_activations` with codes weighted by decoder norms raises NotImplementedError there."""
+    case = make_case("topk", decoder="free", k=3)
+    d, (rows,) = case.dictionary(), case.rows().values()
+    support, values = d.active(rows)
+    assert torch.equal(support.dense(values), d.encode(rows)) and len(support) <= 3 * len(rows)
+    assert torch.allclose(sparse.decode_at(values, support, d.directions) + d.b_dec * d.scale_out, d(rows))
+
+
 # -- gradients of biases, places of parameters -------------------------------------------------------------------------
 
 

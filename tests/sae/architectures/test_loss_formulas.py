@@ -173,7 +173,7 @@ def ours(d, x, y, step):
 @pytest.mark.parametrize("decoder", ["unit", "free"])
 @pytest.mark.parametrize("ends", ENDS)
 @pytest.mark.parametrize("key", FORMULAS)
-def test_loss_and_gradients_are_the_formula(key, ends, decoder, fast, make_case, make_step, record_property):
+def test_loss_and_gradients_are_the_formula(key, ends, decoder, fast, make_case, make_step):
     formula, settings = FORMULAS[key]
     case = make_case(key.split()[0], ends=ends, decoder=decoder, **settings)
     d = case.dictionary()
@@ -186,7 +186,6 @@ def test_loss_and_gradients_are_the_formula(key, ends, decoder, fast, make_case,
     furthest = max(
         float((gradients[name] - p.grad).abs().max() / (1 + p.grad.abs().max())) for name, p in parameters.items()
     )
-    record_property("difference", furthest)
     assert furthest < TOLERANCE
     assert all(p.grad.abs().sum() > 0 for p in parameters.values()), "nothing was compared"
 

@@ -293,3 +293,10 @@ def test_planted_directions_are_found(architecture):
 def test_an_architecture_says_what_it_refuses():
     with pytest.raises(MechvisError, match="at least one latent"):
         ReLU(n_latents=0)
+
+
+@pytest.mark.parametrize("architecture", [ReLU(n_latents=16, centre=True), JumpReLU.saelens(16, l0=4.0)])
+def test_a_transcoder_cannot_take_off_a_bias_of_another_width(architecture):
+    rows = {"in": ROWS, "out": ROWS[:, :5]}
+    with pytest.raises(BadData, match="leave centre out"):
+        sae.start(architecture, rows, reads="in", writes="out").encode(ROWS)

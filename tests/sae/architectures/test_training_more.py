@@ -84,19 +84,22 @@ def test_a_killed_run_ends_with_the_same_bits(rows, tmp_path):
         assert loaded.architecture == ALL[name] and torch.allclose(loaded(rows), d(rows), atol=1e-5)
 
 
-def test_all_learn_and_end_with_unit_rows(rows):
-    run = sae.train(rows, ALL, settings(tokens=60 * 64), progress=False)
-    for name, d in run.dictionaries.items():
-        lines = run.log.filter(run.log["job"] == name)["fvu"].to_list()
-        assert lines[-1] < lines[0], name
-        assert torch.allclose(d.W_dec.norm(dim=1), torch.ones(N), atol=1e-5), name
+@pytest.fixture(scope="module")
+def learned(rows):
+    return sae.train(rows, ALL, settings(), progress=False)
 
 
-def test_plain_and_fast_training_agree(rows):
-    runs = [sae.train(rows, ALL, settings(fast=fast), progress=False) for fast in (True, False)]
-    for name in ALL:
-        a, b = (run.dictionaries[name] for run in runs)
-        assert (a.W_dec - b.W_dec).norm() < 0.02 * a.W_dec.norm(), name
+@pytest.mark.parametrize("name", ALL)
+def test_all_learn_and_end_with_unit_rows(learned, name):
+    lines = learned.log.filter(learned.log["job"] == name)["fvu"].to_list()
+    assert lines[-1] < lines[0]
+    assert torch.allclose(learned.dictionaries[name].W_dec.norm(dim=1), torch.ones(N), atol=1e-5)
+
+
+def test_plain_and_fast_training_agree(rows, learned):
+    plain = sae.train(rows, ALL, settings(fast=False), progress=False)
+    for name, d in learned.dictionaries.items():
+        assert (d.W_dec - plain.dictionaries[name].W_dec).norm() < 0.02 * d.W_dec.norm(), name
 
 
 def test_an_average_of_weights_is_shown_in_what_is_written(rows):

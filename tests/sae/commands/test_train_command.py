@@ -79,8 +79,6 @@ def test_from_a_model_it_is_what_python_trains(tmp_path):
 @pytest.mark.parametrize("launch", ["local:2", "slurm:cluster=debug", "slurm:cluster=local,tasks_per_node=2"])
 def test_several_processes(store, tmp_path, launch):
     """A transcoder command line, started through each launcher; two processes learn what one does."""
-    if launch.startswith("slurm"):
-        pytest.importorskip("submitit")
     words = ["-m", "mechvis", "sae", "train", "--store", str(store), *SMALL, "--no-progress", "--architecture", "topk"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     for more in ([], ["--launch", launch]):

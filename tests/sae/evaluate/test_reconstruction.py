@@ -74,7 +74,9 @@ def test_cosine_is_of_vectors_not_of_columns_of_the_batch():
     sums = Reconstruction()
     sums.add(y, turned, torch.zeros(2, 2, 1))
     assert sums.found()["all"].cosine[0] == 0
-    over_batch = torch.nn.functional.cosine_similarity(y.flatten(0, 1), 2 * y.flatten(0, 1) + turned.flatten(0, 1), dim=0)
+    over_batch = torch.nn.functional.cosine_similarity(
+        y.flatten(0, 1), 2 * y.flatten(0, 1) + turned.flatten(0, 1), dim=0
+    )
     per_row = torch.nn.functional.cosine_similarity(y.flatten(0, 1), 2 * y.flatten(0, 1) + turned.flatten(0, 1), dim=1)
     sums = Reconstruction()
     sums.add(y, 2 * y + turned, torch.zeros(2, 2, 1))

@@ -14,6 +14,7 @@ from mechvis.errors import (
     BadData,
     FailedCheck,
     MechvisError,
+    MechvisWarning,
     NotFinite,
     RefusedMethod,
     ShapeMismatch,
@@ -327,6 +328,8 @@ def test_a_batch_topk_that_was_never_trained_says_so_when_used(copied):
 def test_other_kinds_are_refused_by_name(copied):
     with pytest.raises(RefusedMethod, match="'temporal' is not read"):
         load(config_of(copied("saelens/standard"), architecture="temporal"))
+    with pytest.raises(RefusedMethod, match="a transcoder that scales what it reads"):
+        load(config_of(copied("saelens/transcoder"), normalize_activations="layer_norm"))
     with pytest.raises(RefusedMethod, match="groupmax"):
         load(config_of(copied("sparsify/sae"), activation="groupmax"))
     with pytest.raises(RefusedMethod, match="IdentityDict"):
@@ -369,6 +372,7 @@ STRANGE = (
 @pytest.mark.parametrize(
     "name", ["saelens/topk", "saelens/skip_transcoder", "sparsify/skip", "dictionary_learning/BatchTopKSAE"]
 )
+@pytest.mark.filterwarnings("ignore::mechvis.errors.MechvisWarning")
 def test_strange_settings_give_our_errors_and_no_others(name, copied):
     """Some hundred mutated configurations: loaded, or one of our errors."""
     folder = copied(name)
@@ -433,6 +437,22 @@ def test_a_file_of_a_folder_means_the_folder():
     d = load(HERE / "saelens/standard/sae_weights.safetensors")
     assert d.provenance["format"] == "saelens" and not d.ends.transcodes
     assert load(HERE / "dictionary_learning/AutoEncoder/ae.pt").provenance["format"] == "dictionary_learning"
+
+
+def test_tensors_that_nobody_knows_are_warned_about(copied):
+    folder = changed(
+        copied("saelens/standard"), "sae_weights.safetensors", lambda t: {**t, "scaling_factor": torch.ones(N)}
+    )
+    with pytest.warns(MechvisWarning, match=r"also has scaling_factor.*It is read without"):
+        load(folder)
+
+
+def test_of_several_files_none_is_taken_unasked(tmp_path, copied):
+    folder = copied("overcomplete/topk")
+    shutil.copy(folder / "sae.pt", folder / "other.pt")
+    with pytest.raises(BadData, match=r"has 2 files \*.pt \(other.pt, sae.pt\); say which one"):
+        load(folder, k=3)
+    assert load(folder / "other.pt", k=3).architecture.k == 3
 
 
 def test_every_format_has_a_reader_a_writer_and_a_text():

@@ -15,7 +15,7 @@ from mechvis.errors import BadData, MechvisWarning, RefusedMethod, ShapeMismatch
 from sae.architectures import named
 from sae.ends import Ends
 from sae.formats import load, save
-from sae.formats.express import built
+from sae.formats.building import built
 
 D, N, K = 8, 16, 3
 

@@ -18,7 +18,8 @@ from torch import nn
 
 from mechvis.errors import BadData, MechvisError, StoreCorrupt
 from sae.formats import load_pt
-from sae.formats.pickles import Inert, tensors_in
+from sae.formats.machine import Inert
+from sae.formats.pickles import tensors_in
 
 
 def saved(value) -> bytes:

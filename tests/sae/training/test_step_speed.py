@@ -61,12 +61,12 @@ def test_latents_that_bfloat16_cannot_tell_apart():
 
 def test_without_the_bound_some_are_others():
     g = torch.Generator().manual_seed(0)
-    x, weight = torch.randn(512, D, generator=g), torch.randn(8192, D, generator=g) / D**0.5
-    agree(x, weight, None, 32)
-    found, values = screen.largest(x, weight, None, 32, exact=False)
-    wrong = (found != naive.topk(x @ weight.T, 32)[1]).any(1).float().mean()
+    x, weight = torch.randn(2000, D, generator=g), torch.randn(2048, D, generator=g) / D**0.5
+    agree(x, weight, None, 8)
+    found, values = screen.largest(x, weight, None, 8, exact=False)
+    wrong = (found != naive.topk(x @ weight.T, 8)[1]).any(1).float().mean()
     assert 0 < wrong < 0.05
-    rows = torch.arange(512)[:, None]
+    rows = torch.arange(2000)[:, None]
     torch.testing.assert_close(values, (x @ weight.T)[rows, found], rtol=1e-5, atol=1e-5)
 
 
