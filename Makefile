@@ -8,6 +8,9 @@ INSTALLED := $(VENV)/.installed
 TOWERS := .venv-towers
 TOWERS_RUN := $(TOWERS)/bin/python
 TOWERS_INSTALLED := $(TOWERS)/.installed
+PEERS := .venv-peers
+PEERS_RUN := $(PEERS)/bin/python
+PEERS_INSTALLED := $(PEERS)/.installed
 BENCH := .venv-bench
 BENCH_RUN := $(BENCH)/bin/python
 BENCH_INSTALLED := $(BENCH)/.installed
@@ -18,7 +21,7 @@ WORKERS ?= 2
 BENCH_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test towers slow families bench lint format clean
+.PHONY: help setup demo test towers peers slow families bench lint format clean
 
 help:            ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1@/p' $(MAKEFILE_LIST) | awk -F@ '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -53,6 +56,19 @@ $(TOWERS_INSTALLED): $(INSTALLED)
 
 towers: $(TOWERS_INSTALLED)   ## tests of timm, open_clip and torchvision models and of Triton kernels, in a second environment
 	OMP_NUM_THREADS=1 $(TOWERS_RUN) -m pytest -m "not slow" -n $(WORKERS) --dist load tests/towers tests/mechvis/kernels $(TESTS)
+
+# Other libraries of dictionaries, in an environment of their own: they want an older transformer_lens than we do, and one of
+# them brings a torchvision that breaks `import transformers` beside a CPU build of torch.
+$(PEERS_INSTALLED): constraints-peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS_RUN) -m pip install --quiet --upgrade "pip>=25.1"
+	$(PEERS_RUN) -m pip install --quiet -r constraints-peers.txt
+	$(PEERS_RUN) -m pip uninstall --quiet --yes torchvision
+	@touch $@
+
+peers: $(PEERS_INSTALLED)     ## files exchanged with sae-lens and others, each checked by the library itself, in a third environment
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(PEERS_RUN) -m pytest --noconftest -p no:cacheprovider tests/peers
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(PEERS_RUN) tests/sae/formats/check_with_libraries.py
 
 slow: $(INSTALLED) $(TOWERS_INSTALLED)   ## the slow tests of both environments
 	$(RUN) -m pytest -m slow $(TESTS)

@@ -64,9 +64,9 @@ def _latents(found: dict[str, Any], settings: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield (
         f"BatchTopK crosscoder of {settings['latents']} latents, k = {settings['k']}, on the class tokens of "
-        f"{settings['rows']:,} scenes with independent backgrounds ({settings['tokens']:,} rows with repetition), judged "
-        f"on {diff.facts['rows']:,} others. Classes by latent scaling; the control is the same crosscoder on shuffled "
-        "pairs, in which nothing is shared."
+        f"{settings['rows']:,} scenes with independent backgrounds ({settings['tokens']:,} rows with repetition), "
+        f"judged on {diff.facts['rows']:,} others. Classes by latent scaling; the control is a crosscoder with twice "
+        "the latents and k on shuffled pairs, which have nothing in common."
     )
     yield ""
     yield "| class | latents | by decoder norm alone | shuffled pairs |"

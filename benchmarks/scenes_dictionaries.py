@@ -83,10 +83,10 @@ def main() -> None:
     lines = [
         "# What dictionaries of a bundled model are worth",
         "",
-        f"`python -m benchmarks.scenes_dictionaries`: `scenes-vit` at `{SITE}` (width 128, 65 tokens), {LATENTS} latents, "
-        f"k = {K}, {ROWS:,} rows of {TRAINED_ON:,} scenes. Judged on {table.of('topk')['images']} other scenes "
-        f"({table.of('topk')['rows']:,} rows); {table.facts['n_reference']} more fit the baselines (with the same number of "
-        "active latents), give the means and train the probes. Intervals are 95 % over images.",
+        f"`python -m benchmarks.scenes_dictionaries`: `scenes-vit` at `{SITE}` (width 128, 65 tokens), {LATENTS} "
+        f"latents, k = {K}, {ROWS:,} rows of {TRAINED_ON:,} scenes. Judged on {table.of('topk')['images']} other "
+        f"scenes ({table.of('topk')['rows']:,} rows); {table.facts['n_reference']} more fit the baselines (with the "
+        "same number of active latents), give the means and train the probes. Intervals are 95 % over images.",
         "",
         *_rows(table),
         *_model(table),
@@ -129,10 +129,10 @@ def _rows(table: Any) -> Iterator[str]:
 def _model(table: Any) -> Iterator[str]:
     yield "## What the model still does"
     yield ""
-    yield "Recovered shares: 0 as with the site ablated (to zero, or to the mean of each position), 1 as the model itself."
+    yield "Recovered shares: 0 as with the site ablated (zero, or the mean of each position), 1 as the model itself."
     yield ""
     outputs = {row["variant"]: row for row in table.tables["outputs"].iter_rows(named=True)}
-    yield "| in place of the site | accuracy | loss, nats | loss (zero) | loss (mean) | KL (mean) | same answer | embedding |"
+    yield "| in place | accuracy | loss, nats | loss (zero) | loss (mean) | KL (mean) | same answer | embedding |"
     yield "|---|---:|---:|---:|---:|---:|---:|---:|"
     known = {row["dictionary"]: row for row in table.table.iter_rows(named=True)}
     for name, out in outputs.items():
@@ -152,9 +152,9 @@ def _concepts(table: Any) -> Iterator[str]:
     yield (
         "Probes: balanced accuracy, mean over the values of shape, background and colour, from the k best latents (in "
         f"brackets: random ones); from the activation itself {dense[0]:.3f} [{dense[1]:.3f}, {dense[2]:.3f}]. MS: "
-        f"monosemanticity by `scenes-clip` (all pairs of images: {table.facts['ms_all_pairs']:.3f}). Moran: of patch maps. "
-        "Absorbed: share of a concept's images where its latent is silent and that of the special case takes over, beside "
-        "the same for a special case that the image does not show."
+        f"monosemanticity by `scenes-clip` (all pairs of images: {table.facts['ms_all_pairs']:.3f}). Moran: of patch "
+        "maps. Absorbed: share of a concept's images where its latent is silent and that of the special case takes "
+        "over, beside the same for a special case that the image does not show."
     )
     yield ""
     yield "| dictionary | probe, k=1 | k=4 | k=16 | MS | Moran | absorbed | other case | concepts | coherence |"

@@ -107,9 +107,7 @@ class Encoder:
         numbers = sparse.encode_at(self.x, self.shift, self.weight, self.bias, support, known, self.centred)
         return Values(numbers=numbers, support=support, mask=None)
 
-    def largest(
-        self, k: int, among: Bool[Tensor, " latent"] | None = None
-    ) -> tuple[Support, Float[Tensor, " entry"]]:
+    def largest(self, k: int, among: Bool[Tensor, " latent"] | None = None) -> tuple[Support, Float[Tensor, " entry"]]:
         """The places of the k largest pre-activations of each row, and the numbers there, without history.
 
         Args:

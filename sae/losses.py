@@ -92,7 +92,8 @@ def dead_latents_loss(
     """AuxK: the k largest dead latents of each row try to write what the others left over (2406.04093, appendix A.2).
 
     ‖e - ê‖² / ‖e - ē‖² with e the error, held fixed, and ê what the dead latents write, without a bias. It is zero
-    where nothing is dead, and where the error does not vary. All dead latents may take part, the k largest of each row do.
+    where nothing is dead, and where the error does not vary. All dead latents may take part, the k largest of each row
+    do.
 
     Args:
         d: the dictionary.

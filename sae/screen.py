@@ -8,7 +8,7 @@ who is among the k largest. How much a product can be off is known, though:
 
 so whoever may be among the k largest is found without doubt, and only those are multiplied in float32:
 
-1. Rows times encoder in bfloat16, a block of rows at a time, which stays in the cache and is never a matrix of all rows.
+1. Rows times encoder in bfloat16, a block of rows at a time: it stays in the cache, there is no matrix of all rows.
 2. A bound for the k-th largest of a row: the k-th largest of the maxima of groups of 64 latents (at least k reach it).
    Bits of positive bfloat16 numbers, read as whole numbers, are ordered as the numbers are, and whole numbers of 16
    bits are compared 64 at a time.
@@ -19,8 +19,8 @@ so whoever may be among the k largest is found without doubt, and only those are
 With `exact=False` the error is taken for zero: a few of the last ones may be others, values are still in float32.
 
 Rows for which this does not work (fewer than k positive groups, numbers that are not finite, hundreds of candidates)
-are multiplied in float32. The bound is checked on every candidate: if it does not hold (weights that were changed behind
-autograd's back), everything is.
+are multiplied in float32. The bound is checked on every candidate: if it does not hold (weights that were changed
+behind autograd's back), everything is.
 """
 
 import functools
@@ -74,7 +74,6 @@ class Shadow:
         # A comparison with NaN is false: what is not finite stays.
         self.norm = norm if self.norm <= norm or norm != norm else self.norm
 
-
     def shift(self, bias: Float[Tensor, " latent"] | None) -> float:
         """Take a bias into the product.
 
@@ -126,7 +125,9 @@ def shadow_of(weight: Float[Tensor, "latent d"]) -> Shadow:
     """The weight in bfloat16; made anew when the weight has changed."""
     found = known(weight)
     if found is None:
-        found = _shadows[weight] = Shadow(weight=weight.new_empty(len(weight), weight.shape[1] + 2, dtype=torch.bfloat16))
+        found = _shadows[weight] = Shadow(
+            weight=weight.new_empty(len(weight), weight.shape[1] + 2, dtype=torch.bfloat16)
+        )
     if found.version != weight._version:
         found.begin()
         for first in range(0, len(weight), ROWS):

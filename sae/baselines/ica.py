@@ -44,7 +44,7 @@ def ica(
 
     Example:
         >>> import torch
-        >>> x = torch.rand(300, 3, generator=torch.Generator().manual_seed(0))
+        >>> x = torch.rand(1000, 3, generator=torch.Generator().manual_seed(0))
         >>> round(float((ica(x)(x) - x).abs().max()), 4)
         0.0
     """

@@ -48,6 +48,7 @@ def look_again(
     image: Int[np.ndarray, " example"],
     latent: Int[np.ndarray, " example"],
     *,
+    n_patches: int,
     batch_size: int,
     thumbnail: int,
     embed: Callable[[Tensor, Tensor], Tensor] | None = None,
@@ -62,6 +63,7 @@ def look_again(
         latents: latents that have pages.
         image: of each example.
         latent: of each example, as a position in `latents`; no image twice for one latent.
+        n_patches: places of the grid; 0: none.
         batch_size: images per forward.
         thumbnail: longest side of a picture, in pixels.
         embed: unit embeddings from pixels and output.
@@ -72,7 +74,7 @@ def look_again(
     key = image * len(latents) + latent
     order = np.argsort(key, kind="stable")
     key = key[order]
-    found = Looked(maps=np.zeros((len(image), 0), np.uint8), peaks=np.zeros(len(image)), images=seen)
+    found = Looked(maps=np.zeros((len(image), n_patches), np.uint8), peaks=np.zeros(len(image)), images=seen)
     embedded: list[np.ndarray] = []
     preprocess = reading.model.preprocess
     with track(len(seen), "examples", " images", show=progress) as bar:
@@ -80,9 +82,6 @@ def look_again(
             which = seen[some.start : some.stop]
             pixels = pixels_of(which)
             entries, rows = reading.entries(pixels, range(len(which)), latents, to_the_end=to_the_end)
-            n_patches = rows.grid[0] * rows.grid[1]
-            if found.maps.shape[1] != n_patches:
-                found.maps = np.zeros((len(image), n_patches), np.uint8)
             first, last = np.searchsorted(key, (which[0] * len(latents), (which[-1] + 1) * len(latents)))
             if n_patches and last > first:
                 codes = np.zeros((last - first, n_patches))

@@ -128,8 +128,8 @@ def latent_pages(
     examples = tables.examples(number, top, sample, counts["fired_images"], n_quantile, first.rows)
     place = _places(number, examples)
     seen = look_again(
-        reading, known.pixels_of, number, examples["image"].to_numpy(), place, batch_size=batch_size,
-        thumbnail=thumbnail, embed=words.embed if words else None, to_the_end=bool(words and words.same_tower),
+        reading, known.pixels_of, number, examples["image"].to_numpy(), place,
+        n_patches=first.rows.grid[0] * first.rows.grid[1], batch_size=batch_size, thumbnail=thumbnail, embed=words.embed if words else None, to_the_end=bool(words and words.same_tower),
         progress=progress,
     )  # fmt: skip
     examples = examples.with_columns(pl.Series("peak", seen.peaks)).select(tables.EXAMPLES)
@@ -277,7 +277,7 @@ def _known(images: Any, groups: str | None, model: Any) -> Known:
             n=len(images), ids=tuple(map(str, range(len(images)))), labels=None, classes=(), groups=None,
             group_names=(), pixels_of=lambda which: model.inputs(images[torch.as_tensor(which)]),
         )  # fmt: skip
-    labels, classes = images.labels, tuple(images.class_names)
+    labels, classes = images.labels, _whole(images.class_names)
     if labels is not None and not classes:
         classes = tuple(str(i) for i in range(int(np.max(labels)) + 1))
     if groups is not None and groups not in images.columns:
@@ -285,10 +285,15 @@ def _known(images: Any, groups: str | None, model: Any) -> Known:
     column = images.groups if groups is None else images.columns[groups]
     names, numbers = (None, None) if column is None else np.unique(np.asarray(column).astype(str), return_inverse=True)
     return Known(
-        n=len(images), ids=images.ids, labels=None if labels is None else np.asarray(labels), classes=classes,
-        groups=numbers, group_names=() if names is None else tuple(names.tolist()),
+        n=len(images), ids=_whole(images.ids), labels=None if labels is None else np.asarray(labels), classes=classes,
+        groups=numbers, group_names=() if names is None else _whole(names),
         pixels_of=lambda which: model.inputs(images[which]),
     )  # fmt: skip
+
+
+def _whole(names: Sequence[str]) -> tuple[str, ...]:
+    """Names without half characters, as file names may have them: tables and JSON hold whole ones."""
+    return tuple(str(name).encode("utf-8", "replace").decode() for name in names)
 
 
 def _texts(

@@ -152,4 +152,6 @@ def wilson(right: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray, np
         share = right / n
         middle = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
         half = Z / (1 + Z**2 / n) * np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    return share, np.maximum(middle - half, 0), np.minimum(middle + half, 1)
+    # At the ends rounding would leave 1e-17 of an interval.
+    low = np.where(right == 0, np.minimum(share, 0), np.maximum(middle - half, 0))
+    return share, low, np.where(right == n, np.maximum(share, 1), np.minimum(middle + half, 1))

@@ -165,7 +165,7 @@ def listed(
             "latent": latent,
             "kind": [kind] * len(latent),
             "rank": rank,
-            "text": [texts[j] for j in order[known].ravel()],
+            "text": [texts[j].encode("utf-8", "replace").decode() for j in order[known].ravel()],
             "cosine": cosine,
             "above_chance": cosine > limit,
         },

@@ -80,7 +80,7 @@ function chosen(index, names, filter) {
 
 // Which rows of a long list have to exist: those in sight, and a few more.
 function inSight(top, height, row, n) {
-  const first = Math.max(0, Math.floor(top / row) - 8);
+  const first = Math.max(0, Math.min(n - 1, Math.floor(top / row)) - 8);
   return [first, Math.max(first, Math.min(n, Math.ceil((top + height) / row) + 8))];
 }
 
@@ -221,7 +221,7 @@ function start() {
     };
     const v = (column) => (index[column] ? index[column][i] : null);
     const ends = (column, form) => interval(v(column + "_low"), v(column + "_high"), form);
-    fact("fires on", percent(v("frequency")), ends("frequency", percent) + " of " + v("images") + " images, " + percent(v("density")) + " of tokens");
+    fact("fires on", percent(v("frequency")), ends("frequency", percent) + " of " + known.n + " images, " + percent(v("density")) + " of tokens");
     fact("mean where it fires", number(v("mean")), ends("mean", number));
     fact("largest", number(v("max")));
     if (v("top_class") !== null) {

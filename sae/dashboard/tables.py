@@ -183,6 +183,9 @@ def _moran(number: np.ndarray, shown: pl.DataFrame, maps: np.ndarray, grid: tupl
 
     if grid[0] * grid[1] < 2:
         return {}
+    if not len(maps):
+        nothing = np.full(len(number), np.nan)
+        return {**_three("moran", (nothing, nothing, nothing)), "moran_n": np.zeros(len(number), np.int64)}
     top = (shown["kind"] == "top").to_numpy()
     latent = shown["latent"].to_numpy()[top]
     value = np.concatenate(

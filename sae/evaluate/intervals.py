@@ -7,7 +7,8 @@ Images are drawn anew `RESAMPLES` times with the same seed everywhere, so that t
 the same resamples. It is what `mechvis.stats.interval_of` does, as one matrix product; the tests compare them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float
@@ -17,6 +18,9 @@ from mechvis.stats import RESAMPLES
 
 Interval = tuple[float, float, float]
 """Value, lower and upper end of its 95 % interval."""
+
+_PIECE, _KEEP = 2**22, 2**24
+"""Entries of a piece of the resampling weights, and of all of them up to which they are kept for the next call."""
 
 
 def of_sums(
@@ -57,19 +61,28 @@ def of_sums(
         value = float(statistic(*stacked.sum(1)))
         if n < 2:
             return value, float("nan"), float("nan")
-        generator = np.random.default_rng(seed)
-        drawn = []
-        step = max(1, 2**22 // n)
-        for start in range(0, resamples, step):
-            rows = generator.integers(0, n, (min(step, resamples - start), n))
-            weights = np.stack([np.bincount(row, minlength=n) for row in rows]).astype(np.float64)
-            drawn.append(statistic(*(weights @ stacked.T).T))
-    draws = np.concatenate(drawn)
+        pieces = _kept(n, resamples, seed) if n * resamples <= _KEEP else _weights(n, resamples, seed)
+        draws = np.concatenate([statistic(*(piece @ stacked.T).T) for piece in pieces])
     draws = draws[np.isfinite(draws)]
     if not np.isfinite(value) or len(draws) < 0.95 * resamples:
         return value, float("nan"), float("nan")
     low, high = np.quantile(draws, [0.025, 0.975])
     return value, float(low), float(high)
+
+
+def _weights(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each image is drawn, `[resample image]`, in pieces."""
+    generator = np.random.default_rng(seed)
+    step = max(1, _PIECE // n)
+    for start in range(0, resamples, step):
+        rows = generator.integers(0, n, (min(step, resamples - start), n))
+        yield np.stack([np.bincount(row, minlength=n) for row in rows]).astype(np.float64)
+
+
+@lru_cache(maxsize=1)
+def _kept(n: int, resamples: int, seed: int) -> tuple[np.ndarray, ...]:
+    """A table has hundreds of intervals over the same images."""
+    return tuple(_weights(n, resamples, seed))
 
 
 def ratio(

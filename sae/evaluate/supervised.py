@@ -82,8 +82,8 @@ def supervised(rows: Float[np.ndarray, "row d"], attributes: Attributes) -> Supe
     Example:
         >>> rows = np.array([[1.0, 0.0], [3.0, 0.0], [1.0, 4.0], [3.0, 4.0]])
         >>> found = supervised(rows, {"x": np.array([0, 1, 0, 1]), "y": np.array([0, 0, 1, 1])})
-        >>> found.vectors["x"].round(6).tolist()
-        [[-1.0, 0.0], [1.0, 0.0]]
+        >>> [round(float(u[0]), 6) for u in found.vectors["x"]]
+        [-1.0, 1.0]
     """
     rows = np.asarray(rows, dtype=np.float64)
     if rows.ndim != 2 or not np.isfinite(rows).all():

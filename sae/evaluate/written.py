@@ -26,7 +26,7 @@ def strengths(dictionary: Any, rows: Float[Tensor, "*row d"]) -> Float[Tensor, "
         ShapeMismatch: rows of another width.
 
     Example:
-        >>> import sae
+        >>> import torch, sae
         >>> rows = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
         >>> d = sae.start(sae.TopK(n_latents=16, k=2, normalise="token_norm"), {"site": rows})
         >>> nothing = d.decode(torch.zeros(40, 16), like=rows)

@@ -14,6 +14,7 @@ from sae.held import Held, hold
 from sae.losses import error_of, variance
 from sae.team import ALONE, Team
 from sae.training.fused import optimiser
+from sae.training.optimiser import renormalise_
 from sae.training.settings import Training
 
 
@@ -147,20 +148,15 @@ class Learner:
 
     def finished(self) -> Dictionary:
         """The dictionary to keep: with averaged weights, where they are averaged."""
-        if self.average is None:
-            return self.dictionary
-        state = dict(self.dictionary.named_buffers())
-        found = Dictionary(
-            self.dictionary.architecture,
-            self.dictionary.ends,
-            self.average,
-            state,
-            provenance=self.dictionary.provenance,
-        )
-        if found.architecture.decoder == "unit":
-            from sae.training.optimiser import renormalise_
-
-            with torch.no_grad():
+        found = self.dictionary
+        if self.average is not None:
+            state = dict(found.named_buffers())
+            found = Dictionary(found.architecture, found.ends, self.average, state, provenance=found.provenance)
+            found.shards = self.dictionary.shards
+        with torch.no_grad():
+            # What is brought in place before every batch has to be after the last one too.
+            found.architecture.before(found, Step(number=self.settings.steps, progress=1.0))
+            if self.average is not None and found.architecture.decoder == "unit":
                 for name in found.architecture.UNIT:
                     if hasattr(found, name):
                         renormalise_(getattr(found, name))

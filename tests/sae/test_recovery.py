@@ -220,7 +220,7 @@ def test_the_other_architectures_find_most_of_it(planted, rows):
         "jumprelu": (JumpReLU(n_latents=n, l0=ACTIVE), 0.85),
         "nested_k": (NestedK(n_latents=n, ks=(ACTIVE, 2 * ACTIVE, 4 * ACTIVE), k=ACTIVE), 0.95),
         "archetypal": (Archetypal(n_latents=n, k=ACTIVE, candidates=400, delta=4.0), 0.95),
-        "sparsemax": (Sparsemax(n_latents=n, codes="weights", max_frequency=None), 0.95),
+        "sparsemax": (Sparsemax(n_latents=n, codes="weights", max_frequency=None), 0.9),
     }
     settings = sae.Training(tokens=256_000, batch=512, lr=1e-2, init_rows=4096)
     run = sae.train(rows[0], {name: a for name, (a, _) in others.items()}, settings, progress=False)

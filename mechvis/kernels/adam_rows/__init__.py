@@ -51,6 +51,4 @@ def adam_rows(
     twin = naive
     if choose("adam_rows", rows, grad, first, second) == "triton":
         from mechvis.kernels.adam_rows import triton as twin
-    twin.adam_rows(
-        rows, grad, first, second, lr=lr, count=count, betas=betas, eps=eps, along=along, factor=factor
-    )
+    twin.adam_rows(rows, grad, first, second, lr=lr, count=count, betas=betas, eps=eps, along=along, factor=factor)

@@ -60,7 +60,9 @@ def require_shapes(rows: Tensor, grad: Tensor, first: Tensor, second: Tensor, al
             f"{', '.join(str(list(t.shape)) for t in (rows, grad, first, second))}."
         )
     if along is not None and along.shape != rows.shape[:1]:
-        raise ShapeMismatch(f"adam_rows takes along with a number for each of {len(rows)} rows; got {list(along.shape)}.")
+        raise ShapeMismatch(
+            f"adam_rows takes along with a number for each of {len(rows)} rows; got {list(along.shape)}."
+        )
     if not all(t.is_contiguous() for t in (rows, first, second)):
         raise ShapeMismatch("adam_rows writes rows and moments in place: give contiguous ones.")
     if count < 1:

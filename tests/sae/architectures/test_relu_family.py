@@ -269,11 +269,12 @@ def test_the_last_term_of_gated_does_not_move_the_decoder(make_case, make_step):
     [
         ReLU(n_latents=256),
         ReLU.saelens(256, l1=3.0),
+        Gated(n_latents=256, l1=0.6),
         PAnneal(n_latents=256),
         JumpReLU(n_latents=256, l0=4.0),
         JumpReLU(n_latents=256, l0=4.0, penalty="quadratic", bandwidth=0.05, threshold_init=0.01),
     ],
-    ids=["relu", "relu_free", "p_anneal", "jumprelu_target", "jumprelu_quadratic"],
+    ids=["relu", "relu_free", "gated", "p_anneal", "jumprelu_target", "jumprelu_quadratic"],
 )
 def test_planted_directions_are_found(architecture):
     planted = planted_dict(20000, concepts=128, width=64, active=4, noise=0.05, equal=False)

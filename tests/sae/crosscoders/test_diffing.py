@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import sae
-from mechvis.errors import BadData, NotFinite, ResultMismatch, ShapeMismatch, UnknownName
+from mechvis.errors import BadData, NotFinite, ShapeMismatch, StoreCorrupt, UnknownName
 from mechvis.testing import assert_close
 from mechvis.testing.planted_pairs import PlantedPairs, planted_pairs
 from sae.architectures import BatchTopKCrosscoder, Crosscoder, TopK
@@ -153,7 +153,7 @@ def l1_untrained():
 
 def test_shuffled_pairs_share_nothing(pairs, others, batch_topk):
     """The control: pairs that do not belong together have no shared latents."""
-    shuffled = trained(pairs.shuffled(), BatchTopKCrosscoder(n_latents=96, k=6), tokens=60_000)
+    shuffled = trained(pairs.shuffled(), BatchTopKCrosscoder(n_latents=96, k=6), tokens=100_000)
     control = model_diff(shuffled, shuffled_pairs(rows_of(others), keep="a"), batch=400)
     assert control.facts["shared_share"] < 0.05 and control.facts["alive"] > 40
     diff = model_diff(batch_topk, rows_of(others), control=control, batch=400)
@@ -190,7 +190,7 @@ def test_the_record_saves_loads_and_reports(batch_topk, others, tmp_path):
         model_diff(sae_record, {"x": torch.randn(9, 4)})
     manifest = tmp_path / "diff" / "record.json"
     manifest.write_text(manifest.read_text().replace("model_diff", "something"))
-    with pytest.raises(ResultMismatch, match="kind 'something', not 'model_diff'"):
+    with pytest.raises(StoreCorrupt, match="its checksum does not fit"):
         ModelDiff.load(tmp_path / "diff")
 
 

@@ -123,13 +123,16 @@ def test_the_interval_covers_and_shrinks():
     assert np.mean(hits) >= 0.85
 
 
-def test_of_sums_is_the_bootstrap_of_mechvis():
+def test_of_sums_is_the_bootstrap_of_mechvis(monkeypatch):
     generator = np.random.default_rng(0)
     a, b = generator.random(50), generator.random(50) + 1
     ours = of_sums(np.divide, a, b, seed=3)
     theirs = interval_of(lambda x, y: x.sum() / y.sum(), a, b, seed=3)
     np.testing.assert_allclose(ours, theirs, rtol=1e-12)
     assert ratio(a, b, seed=3) == ours
+    monkeypatch.setattr("sae.evaluate.intervals._KEEP", 0)
+    monkeypatch.setattr("sae.evaluate.intervals._PIECE", 700)  # pieces say the same as the whole
+    np.testing.assert_allclose(ratio(a, b, seed=3), ours, rtol=1e-12)
     assert np.isnan(of_sums(np.divide, a[:1], b[:1])[1])
     assert columns("x", (1.0, float("nan"), 2.0)) == {"x": 1.0, "x_low": None, "x_high": 2.0}
     with pytest.raises(ShapeMismatch, match="all as long"):

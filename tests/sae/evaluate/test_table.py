@@ -76,6 +76,18 @@ def test_scaling_is_undone_before_anything_is_measured(normalise, rows, model, i
     assert found["fvu"] < 1e-9 and found["loss_zero"] == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.parametrize("normalise", ["none", "mean_square", "mean_norm", "token_norm", "layer_norm"])
+@pytest.mark.parametrize("decoder", ["unit", "free"])
+def test_a_saved_dictionary_writes_what_it_wrote(normalise, decoder, rows, tmp_path):
+    """D1: scaling folded in part only: decoder (SAELens #212), bias (#354), checkpoints (#381)."""
+    d = sae.start(sae.TopK(n_latents=64, k=4, normalise=normalise, decoder=decoder), {SITE: rows})
+    with torch.no_grad():
+        d.b_enc.normal_()
+        d.W_dec.mul_(1 if decoder == "unit" else torch.linspace(0.5, 2, 64)[:, None])
+        again = sae.load(d.save(tmp_path / "d"))
+        torch.testing.assert_close(again(rows), d(rows), atol=1e-4, rtol=1e-4)
+
+
 def test_trained_dictionaries_lie_between(evaluated):
     for name in ("topk", "batch"):
         row = evaluated.of(name)

@@ -103,7 +103,9 @@ def test_the_rule():
     assert type(optimiser(turned, sae.Training())) is Adam
 
 
-@pytest.mark.parametrize("architecture", [sae.TopK(n_latents=96, k=4), sae.BatchTopK(n_latents=96, k=4)], ids=["topk", "batch_topk"])
+@pytest.mark.parametrize(
+    "architecture", [sae.TopK(n_latents=96, k=4), sae.BatchTopK(n_latents=96, k=4)], ids=["topk", "batch_topk"]
+)
 def test_learners_with_either_end_alike(architecture):
     """A whole step in float64, with gradients held back and sizes handed on, against autograd and the plain form.
     Latents die at once here, so that two supports share both weights."""
@@ -111,9 +113,7 @@ def test_learners_with_either_end_alike(architecture):
     settings = sae.Training(tokens=6400, batch=64, lr=3e-3, dead_after=64, look_every=1)
     found = {}
     for fast in (True, False):
-        learner = Learner(
-            sae.start(architecture, {"site": rows}, seed=0), dataclasses.replace(settings, fast=fast)
-        )
+        learner = Learner(sae.start(architecture, {"site": rows}, seed=0), dataclasses.replace(settings, fast=fast))
         for number in range(STEPS):
             learner.step(number, Rows(activations={"site": rows[64 * (number % 10) :][:64]}))
         assert learner.n_dead > 0

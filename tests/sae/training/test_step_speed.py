@@ -11,10 +11,10 @@ from mechvis.kernels.support import Support
 from mechvis.kernels.topk import naive
 from sae import screen, sparse
 from sae.active import Encoder, Screened, encoder
+from sae.architecture import Step
 from sae.data import Rows
 from sae.held import Held, hold
 from sae.losses import error_of, fvu, squares, variance
-from sae.architecture import Step
 from sae.training.job import Learner
 from sae.training.optimiser import Adam
 
@@ -114,7 +114,9 @@ def test_when_it_is_done(screened, monkeypatch):
     assert screen.possible(weight, K) and isinstance(encoder(torch.zeros(2, D), None, weight, None), Screened)
     assert not screen.possible(weight.double(), K) and not screen.possible(weight, N // 16)
     assert not screen.possible(weight[:, :32].contiguous(), K) and not screen.possible(weight.T, K)
-    assert screen.group_size(8192, 32) == 64 and screen.group_size(8192, 64) == 32 and screen.group_size(8190, 3) is None
+    assert (
+        screen.group_size(8192, 32) == 64 and screen.group_size(8192, 64) == 32 and screen.group_size(8190, 3) is None
+    )
     monkeypatch.setattr(screen, "native", lambda: False)
     assert not screen.possible(weight, K)
     assert type(encoder(torch.zeros(2, D), None, weight, None)) is Encoder
@@ -153,7 +155,9 @@ def test_dead_latents_alone_are_multiplied(screened, n_dead):
 def two_supports(held=None, *, dtype=torch.float64, more=False):
     """Gradients of a loss with two supports on the same weights."""
     g = torch.Generator().manual_seed(0)
-    W_enc, W_dec = (torch.nn.Parameter(torch.randn(30, 8, generator=g, dtype=torch.float64).to(dtype)) for _ in range(2))
+    W_enc, W_dec = (
+        torch.nn.Parameter(torch.randn(30, 8, generator=g, dtype=torch.float64).to(dtype)) for _ in range(2)
+    )
     x = torch.randn(20, 8, generator=g, dtype=torch.float64).to(dtype)
     supports = [Support.from_rows(torch.rand(20, 30, generator=g).argsort()[:, :k].sort().values, 30) for k in (3, 5)]
     if held is not None:
@@ -266,9 +270,15 @@ class Allocations(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
         every = torch.utils._pytree.tree_leaves((args, kwargs))
-        given = {t.untyped_storage().data_ptr() for t in every if isinstance(t, torch.Tensor) and t.layout == torch.strided}
+        given = {
+            t.untyped_storage().data_ptr() for t in every if isinstance(t, torch.Tensor) and t.layout == torch.strided
+        }
         for t in torch.utils._pytree.tree_leaves(out):
-            if isinstance(t, torch.Tensor) and t.layout == torch.strided and t.untyped_storage().data_ptr() not in given:
+            if (
+                isinstance(t, torch.Tensor)
+                and t.layout == torch.strided
+                and t.untyped_storage().data_ptr() not in given
+            ):
                 self.found.append((t.numel(), str(function)))
         return out
 

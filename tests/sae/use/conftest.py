@@ -96,3 +96,31 @@ def planted_dictionary(planted_clip):
         return d
 
     return make
+
+
+def _rows(tower: Any, images: Any, site: str) -> Tensor:
+    some = [
+        tower.run(images[i : i + 64], capture=[site], stop_when_captured=True).cache[site]
+        for i in range(0, len(images), 64)
+    ]
+    return torch.cat(some).flatten(0, 1)
+
+
+@pytest.fixture(scope="session")
+def scenes_vit_dictionary():
+    """A quickly trained dictionary of the small trained classifier, and images that it has not seen."""
+    model, site = mechvis.load("scenes-vit"), "blocks.2.hook_resid_post"
+    rows = _rows(model, mechvis.data.scenes(512, seed=11), site)
+    settings = sae.Training(tokens=400_000, batch=512, lr=2e-3)
+    d = sae.train({site: rows}, sae.TopK(n_latents=512, k=8), settings, progress=False).dictionary
+    return model, d, mechvis.data.scenes(512, seed=7)
+
+
+@pytest.fixture(scope="session")
+def scenes_clip_dictionary():
+    """The same for the small CLIP."""
+    clip, site = mechvis.load("scenes-clip"), "blocks.2.hook_resid_post"
+    rows = _rows(clip.vision, mechvis.data.scenes(512, seed=11), site)
+    settings = sae.Training(tokens=300_000, batch=512, lr=2e-3)
+    d = sae.train({site: rows}, sae.TopK(n_latents=256, k=8), settings, progress=False).dictionary
+    return clip, d, mechvis.data.scenes(192, seed=7)
