@@ -12,6 +12,7 @@ given. `--page` only draws the page.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -97,10 +98,8 @@ class Contender:
 
     def end(self) -> None:
         """End it: without input it stops by itself."""
-        try:
+        with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
-        except BrokenPipeError:
-            pass
         self.process.wait(timeout=60)
         self.process.stdout.close()
         self.errors.close()

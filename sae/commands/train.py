@@ -32,7 +32,7 @@ def train(
     k: int | None = None,
     settings: tuple[str, ...] = (),
     tokens: int = 50_000_000,
-    batch: int = 8192,
+    batch: int | None = None,
     lr: float | None = None,
     lr_warm_up: int = 1000,
     decay: float = 0.2,
@@ -76,7 +76,7 @@ def train(
         k: active latents per row, where the architecture has a k.
         settings: others of the architecture: aux=0.03 row_limit=null.
         tokens: rows to train on.
-        batch: rows per step.
+        batch: rows per step; default: by the number of rows, 256 to 8192.
         lr: learning rate; default: by the number of latents.
         lr_warm_up: steps in which it rises.
         decay: last share of the run, in which it falls.
@@ -126,7 +126,7 @@ def train(
     team, parts = join(shards, device)
     part = (team.rank, team.size)
     if store is not None:
-        rows = _stored(store, (*reads, *writes), batch, seed, part, buffer)
+        rows = _stored(store, (*reads, *writes), how.batch, seed, part, buffer)
     else:
         folder = {
             "metadata": metadata,
@@ -134,7 +134,7 @@ def train(
             "group_column": group_column,
             "on_corrupt": on_corrupt,
         }
-        rows = _streamed(model, images, (*reads, *writes), batch, seed, part, buffer, which, budget, device, folder)
+        rows = _streamed(model, images, (*reads, *writes), how.batch, seed, part, buffer, which, budget, device, folder)
     job = Job(architecture=chosen, reads=reads or None, writes=writes or None)
     found = run(rows, job, how, out=out, device=device, progress=progress, team=team, shards=parts)
     if team.rank == 0 and parts.rank == 0:

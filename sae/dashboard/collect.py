@@ -129,7 +129,8 @@ def latent_pages(
     place = _places(number, examples)
     seen = look_again(
         reading, known.pixels_of, number, examples["image"].to_numpy(), place,
-        n_patches=first.rows.grid[0] * first.rows.grid[1], batch_size=batch_size, thumbnail=thumbnail, embed=words.embed if words else None, to_the_end=bool(words and words.same_tower),
+        n_patches=first.rows.grid[0] * first.rows.grid[1], batch_size=batch_size, thumbnail=thumbnail,
+        embed=words.embed if words else None, to_the_end=bool(words and words.same_tower),
         progress=progress,
     )  # fmt: skip
     examples = examples.with_columns(pl.Series("peak", seen.peaks)).select(tables.EXAMPLES)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import sae
+from mechvis.kernels.adam_rows import naive
 from sae.data import Rows
 from sae.shards import WHOLE
 from sae.training import fused
@@ -122,3 +123,21 @@ def test_learners_with_either_end_alike(architecture):
     assert line == pytest.approx(plain, rel=1e-9)
     for name, p in found[True].items():
         torch.testing.assert_close(p, found[False][name], rtol=1e-10, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_the_way_through_the_kernel_is_the_same(clip, monkeypatch):
+    """Where the rule picks Triton, rows go through `adam_rows`: here its plain twin stands for it."""
+    calls = []
+
+    def counted(*args, **kwargs):
+        calls.append(args[0].shape)
+        naive.adam_rows(*args, **kwargs)
+
+    plain = after(Adam, torch.float32, clip=clip, steps=5)
+    monkeypatch.setattr(fused, "choose", lambda *args: "triton")
+    monkeypatch.setattr(fused, "adam_rows", counted)
+    fast = after(Fused, torch.float32, clip=clip, steps=5)
+    assert calls == [(LATENTS, WIDTH)] * 10
+    for name, tensor in plain.items():
+        torch.testing.assert_close(fast[name], tensor, rtol=1e-5, atol=1e-5, msg=name)

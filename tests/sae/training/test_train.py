@@ -256,6 +256,12 @@ def test_settings_of_a_file(rows):
         sae.Training(precision="float8")
 
 
+@pytest.mark.parametrize(("tokens", "batch"), [(10_000, 256), (1_000_000, 512), (5_000_000, 4096), (10**9, 8192)])
+def test_short_runs_take_small_steps(tokens, batch):
+    assert sae.Training(tokens=tokens).batch == batch
+    assert sae.Training(tokens=tokens, batch=123).batch == 123
+
+
 def test_schedules():
     settings = sae.Training(
         tokens=1000, batch=1, lr=1.0, lr_warm_up=50, decay=0.2, sparsity_warm_up=0.1, k_start=3.0, k_steps=100
