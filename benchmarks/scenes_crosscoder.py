@@ -33,7 +33,7 @@ from sae.diffing.swap import similar
 DOCS = Path(__file__).parent.parent / "docs"
 SITE = "blocks.3.hook_resid_post"
 IN, OUT = "blocks.2.ln2.hook_normalized", "blocks.2.hook_mlp_out"
-STEPS, RATE, BATCH = 40, 5e-4, 64
+STEPS, RATE, BATCH = 60, 5e-4, 64
 SCENES = 2600
 ROWS, LATENTS, K, TOKENS, DRAWS = 4000, 96, 5, 400_000, 10
 ENCODES = 0.1
@@ -127,10 +127,11 @@ def compared(models: dict[str, Any]) -> dict[str, Any]:
     alive = (table["class"] != "rare").to_numpy()
     most = np.stack([eta[name] for name in LABELS])
     about = np.where(alive & (most.max(0) >= ENCODES), np.array(LABELS)[most.argmax(0)], "nothing named")
-    stronger = (table["stronger"] == "with").to_numpy() & (table["ratio_error"] < 0.5).to_numpy()
+    stronger = (about == "background") & (table["stronger"] == "with").to_numpy()
     groups = {
         "background, only with": np.intersect1d(diff.latents("only with"), np.flatnonzero(about == "background")),
-        "background, twice as much with": np.flatnonzero(alive & (about == "background") & stronger),
+        "background, twice as much with": np.flatnonzero(stronger & (table["ratio_error"] < 0.5).to_numpy()),
+        "background, all that are stronger with": np.flatnonzero(stronger),
     }
     size = codes.mean(0) * d.ends.split(d.W_dec.detach())[f"with/{SITE}"].norm(dim=1).numpy()
     shapes = np.flatnonzero(about == "shape")
@@ -225,14 +226,14 @@ def transcoder() -> dict[str, Any]:
     found = []
     true = here[OUT]
     ways = {name: d(here[IN]).detach() for name, d in run.dictionaries.items()}
-    ways = {"the MLP itself": true, **ways, "its mean, token by token": mean.expand_as(true)}
+    ways = {"the MLP itself": None, **ways, "its mean, token by token": mean.expand_as(true)}
     for name, written in ways.items():
         parts = []
         for at in range(0, len(judge), 200):
-            there_now = written[at : at + 200]
-            edit = edits.call(OUT, lambda x, put=there_now: put.to(x))
-            parts.append(model.run(judge[at : at + 200], edits=[edit]).output.detach())
-        error = float((true - written).double().square().sum() / (true - true.mean((0, 1))).double().square().sum())
+            made = [] if written is None else [edits.call(OUT, lambda x, put=written[at : at + 200]: put.to(x))]
+            parts.append(model.run(judge[at : at + 200], edits=made).output.detach())
+        left = 0 * true if written is None else true - written
+        error = float(left.double().square().sum() / (true - true.mean((0, 1))).double().square().sum())
         d = run.dictionaries.get(name)
         l0 = None if d is None else float((d.encode(here[IN].flatten(0, 1)[::7]) != 0).float().sum(1).mean())
         found.append({"in_its_place": name, "fvu": error, "l0": l0, **accuracy(torch.cat(parts), judge)})
@@ -251,9 +252,13 @@ def write(found: dict[str, Any], seconds: float) -> None:
     """The page, the numbers and the figures."""
     import matplotlib as mpl
 
-    diff = found["crosscoder"]["diff"]
+    from mechvis.plots.model_diff import model_diff_histogram
+
+    table, about = found["crosscoder"]["diff"].table, np.array(found["crosscoder"]["about"])
+    alive = (table["class"] != "rare").to_numpy()
     with mpl.rc_context({"svg.hashsalt": "mechvis"}):
-        figure = diff.figures()[0].fig
+        delta = table["relative_norm"].to_numpy()[alive]
+        figure = model_diff_histogram(delta, about[alive].tolist(), first="without", second="with")
         figure.savefig(DOCS / "scenes_crosscoder.svg", metadata={"Date": None})
     settings = {"steps": STEPS, "rate": RATE, "batch": BATCH, "scenes": SCENES, "rows": ROWS, "latents": LATENTS,
                 "k": K, "tokens": TOKENS, "draws": DRAWS, "site": SITE, "seconds": round(seconds)}  # fmt: skip

@@ -104,7 +104,7 @@ def main() -> None:
         *(f"* {line}" for line in table.caveats),
     ]
     files.write_text(DOCS / "scenes_dictionaries.md", "\n".join(lines) + "\n")
-    files.write_json(DOCS / "scenes_dictionaries.json", files.plain_json(_numbers(found)))
+    files.write_json(DOCS / "scenes_dictionaries.json", files.plain_json(_rounded(_numbers(found))))
     say("\n".join(lines))
     say(f"\n{time.perf_counter() - started:.0f} s")
 
@@ -221,6 +221,15 @@ def _cell(row: Mapping[str, Any], name: str) -> str:
         return ""
     low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
     return f"{row[name]:.3f}" if low is None or high is None else f"{row[name]:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers with five digits: what is below the intervals' width is not kept."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def _numbers(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,8 +51,9 @@ def sweep(
         model: a wrapped model with a head (for CLIP: `clip.classifier(class_names)`).
         images: an `ImageSet`, or pixels `[image channel height width]`.
         units: `heads`, `result`, `attn_out`, `mlp_out`, `neurons`, `tokens` (residual stream x token), `patches`
-            (residual stream x group of patches), `pool_heads` (of an attention pooling), or a list. Tokens and patches
-            become maps over the image with `mechvis.patches.patch_maps`.
+            (residual stream x group of patches), `pool_heads` (of an attention pooling), of a model with dictionaries
+            (`sae.splice`) also `latents` and `errors`, or a list. Tokens and patches become maps over the image with
+            `mechvis.patches.patch_maps`.
         groups: for `patches`: a grid of cells such as `(4, 4)`, `"object"` for object and background by the images'
             masks, masks or label maps `[image height width]`, or lists of tokens; see
             :func:`mechvis.patches.patch_groups`.

@@ -4,8 +4,11 @@
     run = sae.train(store, sae.BatchTopK(n_latents=2048, k=32), sae.Training(tokens=10_000_000), out="runs/sae")
     run.dictionary.encode(rows), run.dictionary.save("my-sae")
 
-* `train`, `Training`, `Job`: the one trainer. `from_store`, `from_model`: where rows come from.
+* `train`, `Training`, `Job`: the one trainer. `from_store`, `from_model`: where rows come from. `parallel`: processes.
 * `architectures`: how codes are found and learned, one file each. `Dictionary`: what comes out; `load` opens one.
+* `baselines`, `evaluate`: what it has to beat, and how good it is. `diffing`: two models compared by a crosscoder.
+* `splice`, `attribution`, `steering`, `flow`: dictionaries inside a model. `dashboard`: latents to look at.
+* `formats`: files of other libraries, the Hub.
 """
 
 from typing import TYPE_CHECKING
@@ -27,15 +30,68 @@ __all__ = publish(
         "from_model": "sae.data",
         "Together": "sae.data",
         "TensorRows": "sae.data",
+        "ReLU": "sae.architectures.relu",
+        "Gated": "sae.architectures.gated",
+        "PAnneal": "sae.architectures.p_anneal",
+        "JumpReLU": "sae.architectures.jumprelu",
         "TopK": "sae.architectures.topk",
         "BatchTopK": "sae.architectures.batch_topk",
+        "Matryoshka": "sae.architectures.matryoshka",
+        "NestedK": "sae.architectures.nested_k",
+        "MatchingPursuit": "sae.architectures.matching_pursuit",
+        "Archetypal": "sae.architectures.archetypal",
+        "Sparsemax": "sae.architectures.sparsemax",
+        "Crosscoder": "sae.architectures.crosscoder",
+        "BatchTopKCrosscoder": "sae.architectures.batch_topk_crosscoder",
+        "CrossLayerTranscoder": "sae.architectures.cross_layer",
+        "Universal": "sae.architectures.universal",
     },
-    modules=("architectures",),
+    modules=(
+        "architectures",
+        "attribution",
+        "baselines",
+        "dashboard",
+        "diffing",
+        "evaluate",
+        "flow",
+        "formats",
+        "parallel",
+        "splice",
+        "steering",
+    ),
 )
 
 if TYPE_CHECKING:  # for editors and type checkers
-    from sae.architectures.batch_topk import BatchTopK
-    from sae.architectures.topk import TopK
+    from sae import (
+        architectures,
+        attribution,
+        baselines,
+        dashboard,
+        diffing,
+        evaluate,
+        flow,
+        formats,
+        parallel,
+        splice,
+        steering,
+    )
+    from sae.architectures import (
+        Archetypal,
+        BatchTopK,
+        BatchTopKCrosscoder,
+        Crosscoder,
+        CrossLayerTranscoder,
+        Gated,
+        JumpReLU,
+        MatchingPursuit,
+        Matryoshka,
+        NestedK,
+        PAnneal,
+        ReLU,
+        Sparsemax,
+        TopK,
+        Universal,
+    )
     from sae.data import TensorRows, Together, from_model, from_store
     from sae.dictionary import Dictionary, load, start
     from sae.training.job import Job

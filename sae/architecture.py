@@ -78,6 +78,8 @@ class Architecture(ABC):
     """Its name in files and on the command line."""
     UNIT: ClassVar[tuple[str, ...]] = ("W_dec",)
     """Parameters whose rows have norm one where `decoder='unit'`."""
+    CALIBRATES: ClassVar[bool] = False
+    """Does the encoder start at the length with which the first reconstructions are best? See `sae.initial`."""
     FIXED: ClassVar[tuple[str, ...]] = ()
     """What `parameters` measures on the data but nobody trains (candidates of archetypes): kept as state."""
 

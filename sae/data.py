@@ -7,7 +7,7 @@ too; then a resumed run starts it anew and skips what was seen, which is exact i
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ class Rows:
         )
 
 
+@runtime_checkable
 class Source(Protocol):
     """What training reads from."""
 

@@ -23,6 +23,7 @@ from sae.active import Encoder, Values, encoder
 from sae.architecture import Architecture
 from sae.architectures import named
 from sae.ends import Ends
+from sae.initial import calibrate
 from sae.normaliser import OF_ROWS, Scaled, factors, require_possible, scaled
 from sae.shards import WHOLE, Shards
 
@@ -327,7 +328,10 @@ def start(
     y = scaled(y, list(ends.writes.values()), kind, state["scale_out"]).x
     parameters = architecture.parameters(ends, x, y, generator)
     state |= {name: parameters.pop(name) for name in architecture.FIXED}
-    return Dictionary(architecture, ends, parameters, state, provenance=provenance)
+    found = Dictionary(architecture, ends, parameters, state, provenance=provenance)
+    if architecture.CALIBRATES and not ends.transcodes:
+        calibrate(found, x, y)
+    return found
 
 
 def load(folder: str | Path, *, device: Any = None) -> Dictionary:

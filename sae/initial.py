@@ -6,13 +6,24 @@
    answer of none: zero, so that it first writes the mean (sparsify [code]).
 3. `b_dec` starts at the geometric median of what is written, which outliers move less than a mean; a transcoder's
    encoder bias takes the mean of what is read off.
+4. The encoder of those that keep the k largest is then made shorter, by the one factor with which it writes some rows
+   best (:func:`calibrate`). Directions that start at data points are alike, so k of them together write k times too
+   much: on a scenes model the first FVU is 50 to 500 without it, and 1,000 steps later still a tenth higher.
 """
+
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sae.ends import Ends
+
+if TYPE_CHECKING:
+    from sae.dictionary import Dictionary
+
+ENTRIES = 2**26
+"""Pre-activations that are looked at to calibrate."""
 
 
 def usual(architecture, ends: Ends, x: Tensor, y: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
@@ -41,6 +52,32 @@ def usual(architecture, ends: Ends, x: Tensor, y: Tensor, generator: torch.Gener
     if architecture.skip:
         found["W_skip"] = x.new_zeros(ends.d_out, ends.d_in)
     return found
+
+
+@torch.no_grad()
+def calibrate(d: "Dictionary", x: Tensor, y: Tensor) -> float:
+    """Scale the encoder so that ‖y - ŷ‖² is least over some rows; which latents are chosen does not change.
+
+    (OpenAI rescales for unit vectors instead, and saw no clear benefit [code].)
+
+    Args:
+        d: at its start, without encoder bias; changed in place.
+        x: rows that are read, normalised.
+        y: as they have to be written.
+
+    Returns:
+        The factor; 1 where no positive one helps.
+    """
+    from sae.architecture import Step
+
+    some = slice(0, min(4096, max(64, ENTRIES // d.n_latents)))
+    written = d.architecture.loss(d, x[some], y[some], Step()).y_hat - d.b_dec
+    size = written.double().square().sum()
+    factor = float((written.double() * (y[some] - d.b_dec).double()).sum() / size) if size > 0 else 1.0
+    if factor <= 0:
+        return 1.0
+    d.W_enc.mul_(factor)
+    return factor
 
 
 def directions(

@@ -32,7 +32,7 @@ FIRST = 2
 
 def batch_support(
     scores: "Float[Tensor, 'row latent'] | Encoder",
-    k: float,
+    k: float | int,
     *,
     row_limit: float | None = None,
     types: Int[Tensor, " row"] | None = None,

@@ -37,6 +37,7 @@ class BatchTopK(Architecture):
     """
 
     NAME: ClassVar[str] = "batch_topk"
+    CALIBRATES: ClassVar[bool] = True
 
     normalise: Kind = "token_norm"
     """How activations are scaled; a transcoder needs 'mean_square'."""

@@ -32,6 +32,7 @@ class TopK(Architecture):
     """
 
     NAME: ClassVar[str] = "topk"
+    CALIBRATES: ClassVar[bool] = True
 
     k: int = 32
     """Active latents per row."""

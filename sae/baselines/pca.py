@@ -32,7 +32,7 @@ def pca(rows: Rows, n_latents: int | None = None, *, k: int | None = None, signe
     Example:
         >>> import torch
         >>> x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
-        >>> round(float((pca(x)(x) - x).abs().max()), 4)
+        >>> round(float((pca(x)(x) - x).detach().abs().max()), 4)
         0.0
     """
     from sklearn.decomposition import PCA

@@ -5,7 +5,9 @@
 
 from mechvis.store.command import harvest
 from sae.commands.convert import convert
+from sae.commands.dashboard import dashboard
+from sae.commands.evaluate import evaluate
 from sae.commands.train import train
 
-commands = {"harvest": harvest, "train": train, "convert": convert}
+commands = {"harvest": harvest, "train": train, "eval": evaluate, "dashboard": dashboard, "convert": convert}
 """What `mechvis sae` offers."""

@@ -10,18 +10,17 @@ A latent fires on an image if its code is above zero on some row; its value ther
 same with all codes in memory; the tests compare the two.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Int
-from torch import Tensor
 
 from mechvis.data.images import ImageSet
-from mechvis.errors import BadData, OutOfRange, unknown
+from mechvis.errors import BadData, OutOfRange
 from mechvis.progress import track
 from mechvis.provenance import provenance
 from sae.dashboard import nearest_texts, tables
@@ -29,31 +28,12 @@ from sae.dashboard.again import look_again
 from sae.dashboard.best import Best, drawn
 from sae.dashboard.codes import Reading, Rows, batches, reading_of
 from sae.dashboard.counts import Counts
+from sae.dashboard.known import Known, known_of
 from sae.dashboard.neighbours import Together, neighbours
 from sae.dashboard.pages import WORDS, LatentPages
 
 SAMPLE = 64
 """Images per latent from which quantile examples are taken, at least."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Known:
-    """What is known of the images."""
-
-    n: int
-    """How many."""
-    ids: tuple[str, ...]
-    """Names."""
-    labels: Int[np.ndarray, " image"] | None
-    """Class of each."""
-    classes: tuple[str, ...]
-    """Names of classes."""
-    groups: Int[np.ndarray, " image"] | None
-    """Group of each."""
-    group_names: tuple[str, ...]
-    """Names of groups."""
-    pixels_of: Callable[[np.ndarray], Tensor] = field(repr=False)
-    """Pixels of some of them."""
 
 
 def latent_pages(
@@ -118,14 +98,14 @@ def latent_pages(
             raise OutOfRange(f"{name}={value}: it is at least {least}.")
     reading = reading_of(model, dictionary, site, tokens=tokens)
     asked = _asked(latents, dictionary.n_codes)
-    known = _known(images, groups, reading.model)
+    known = known_of(images, groups, reading.model)
     words = nearest_texts.texts_of(model, reading.model, texts, clip)
     first = _first_look(reading, known, asked, n_top, n_quantile, words, batch_size, seed, progress)
     number = np.arange(dictionary.n_codes) if asked is None else asked
     keep = _chosen(first.counts, number, latents)
     counts, number = first.counts.only(keep), number[keep]
     top, sample = first.top.only(keep), first.sample.only(keep)
-    examples = tables.examples(number, top, sample, counts["fired_images"], n_quantile, first.rows)
+    examples = tables.examples(number, top, sample, n_quantile, first.rows)
     place = _places(number, examples)
     seen = look_again(
         reading, known.pixels_of, number, examples["image"].to_numpy(), place,
@@ -150,7 +130,16 @@ def latent_pages(
              "grid": list(first.rows.grid), "prefix": list(reading.model.parts.prefix), "n_quantile": n_quantile,
              "rows_together": first.together.count}  # fmt: skip
     if words:
-        made["texts"] = _texts(words, reading, number, examples, seen, first, known, n_texts, seed, told, facts)
+        # Examples lie in the order of the latents.
+        is_top = (examples["kind"] == "top").to_numpy()
+        shown = np.searchsorted(seen.images, examples["image"].to_numpy()[is_top])
+        top_images = np.split(shown, np.searchsorted(place[is_top], np.arange(1, len(number))))
+        reference = known.pixels_of(np.arange(min(known.n, nearest_texts.REFERENCE)))
+        made["texts"], chance, notes = nearest_texts.nearest(
+            words, reading, number, reference, seen.embeddings, first.mean, top_images, n_texts, seed
+        )
+        facts |= chance
+        told += notes
     histogram, edges = counts.used_bins()
     return LatentPages(
         title=f"What {len(number)} latents of {', '.join(dictionary.ends.reads)} fire on, in {known.n} images",
@@ -248,7 +237,7 @@ def _asked(latents: Sequence[int] | int | None, n: int) -> Int[np.ndarray, " lat
 
 def _chosen(
     counts: Counts, number: Int[np.ndarray, " latent"], latents: Sequence[int] | int | None
-) -> Int[np.ndarray, " latent"]:
+) -> Int[np.ndarray, " page"]:
     """Which get a page, as positions: those of a list in its order, others from the most frequent on."""
     if latents is not None and not isinstance(latents, int | np.integer):
         return np.arange(len(number))
@@ -266,70 +255,6 @@ def _places(number: Int[np.ndarray, " latent"], examples: pl.DataFrame) -> Int[n
     """Position of each example's latent."""
     order = np.argsort(number)
     return order[np.searchsorted(number[order], examples["latent"].to_numpy())]
-
-
-def _known(images: Any, groups: str | None, model: Any) -> Known:
-    if len(images) == 0:
-        raise BadData("there are no images to look at.")
-    if not isinstance(images, ImageSet):
-        if groups is not None:
-            raise BadData(f"groups={groups!r} is a column of an ImageSet; pixels have none.")
-        return Known(
-            n=len(images), ids=tuple(map(str, range(len(images)))), labels=None, classes=(), groups=None,
-            group_names=(), pixels_of=lambda which: model.inputs(images[torch.as_tensor(which)]),
-        )  # fmt: skip
-    labels, classes = images.labels, _whole(images.class_names)
-    if labels is not None and not classes:
-        classes = tuple(str(i) for i in range(int(np.max(labels)) + 1))
-    if groups is not None and groups not in images.columns:
-        raise unknown("column of the images", groups, images.columns)
-    column = images.groups if groups is None else images.columns[groups]
-    names, numbers = (None, None) if column is None else np.unique(np.asarray(column).astype(str), return_inverse=True)
-    return Known(
-        n=len(images), ids=_whole(images.ids), labels=None if labels is None else np.asarray(labels), classes=classes,
-        groups=numbers, group_names=() if names is None else _whole(names),
-        pixels_of=lambda which: model.inputs(images[which]),
-    )  # fmt: skip
-
-
-def _whole(names: Sequence[str]) -> tuple[str, ...]:
-    """Names without half characters, as file names may have them: tables and JSON hold whole ones."""
-    return tuple(str(name).encode("utf-8", "replace").decode() for name in names)
-
-
-def _texts(
-    words: nearest_texts.Texts,
-    reading: Reading,
-    number: np.ndarray,
-    examples: pl.DataFrame,
-    seen: Any,
-    first: First,
-    known: Known,
-    n_texts: int,
-    seed: int,
-    told: list[str],
-    facts: dict[str, Any],
-) -> pl.DataFrame:
-    """Nearest texts by both readings; notes and chance levels go into `told` and `facts`."""
-    parts = []
-    reference = known.pixels_of(np.arange(min(known.n, nearest_texts.REFERENCE)))
-    found = nearest_texts.by_direction(words, reading, number, reference, seed)
-    if isinstance(found, str):
-        told.append(found)
-    else:
-        facts["text_decoder_chance"] = found[1]
-        parts.append(nearest_texts.listed("decoder", *found, words.texts, number, n_texts))
-    shown = examples.filter(pl.col("kind") == "top")
-    of = {
-        latent: np.searchsorted(seen.images, np.array(image))
-        for latent, image in shown.group_by("latent", maintain_order=True).agg("image").iter_rows()
-    }
-    top = [of.get(int(latent), np.zeros(0, np.int64)) for latent in number]
-    scores, limit = nearest_texts.by_images(words, seen.embeddings, first.mean, top, seed)
-    facts["text_images_chance"] = limit
-    parts.append(nearest_texts.listed("images", scores, limit, words.texts, number, n_texts))
-    told.append("Texts are relative to their bank: the best of poor ones is listed too; see above_chance.")
-    return pl.concat(parts).sort("latent", "kind", "rank", maintain_order=True)
 
 
 def _caveats(first: First, dictionary: Any, counts: Counts, latents: Any) -> list[str]:

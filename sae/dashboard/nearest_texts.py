@@ -80,6 +80,47 @@ def texts_of(model: Any, tower: Any, texts: Any, clip: Any) -> Texts | None:
     return Texts(clip=clip, texts=named, anchors=anchors, same_tower=tower is clip.vision)
 
 
+def nearest(
+    known: Texts,
+    reading: Reading,
+    latents: Int[np.ndarray, " latent"],
+    reference: Tensor,
+    embeddings: Float[np.ndarray, "picture d_embed"],
+    mean: Float[np.ndarray, " d_embed"],
+    top: Sequence[Int[np.ndarray, "_"]],
+    n_texts: int,
+    seed: int,
+) -> tuple[pl.DataFrame, dict[str, float], list[str]]:
+    """The nearest texts of latents by both readings.
+
+    Args:
+        known: texts.
+        reading: model and dictionary.
+        latents: which.
+        reference: pixels of some images, at whose mean stream the read-out is linearised.
+        embeddings: of the example images.
+        mean: embedding of all images.
+        top: positions of each latent's top images in `embeddings`.
+        n_texts: texts of each kind.
+        seed: of what chance gives.
+
+    Returns:
+        Rows `latent kind rank text cosine above_chance`; what chance gives, by name; sentences.
+    """
+    parts, chance = [], {}
+    told = ["Texts are relative to their bank: the best of poor ones is listed too; see above_chance."]
+    found = by_direction(known, reading, latents, reference, seed)
+    if isinstance(found, str):
+        told.append(found)
+    else:
+        chance["text_decoder_chance"] = found[1]
+        parts.append(listed("decoder", *found, known.texts, latents, n_texts))
+    scores, limit = by_images(known, embeddings, mean, top, seed)
+    chance["text_images_chance"] = limit
+    parts.append(listed("images", scores, limit, known.texts, latents, n_texts))
+    return pl.concat(parts).sort("latent", "kind", "rank", maintain_order=True), chance, told
+
+
 def by_direction(
     known: Texts, reading: Reading, latents: Int[np.ndarray, " latent"], reference: Tensor, seed: int
 ) -> tuple[Float[np.ndarray, "latent text"], float] | str:
@@ -120,7 +161,7 @@ def by_images(
     known: Texts,
     embeddings: Float[np.ndarray, "picture d_embed"],
     mean: Float[np.ndarray, " d_embed"],
-    top: Sequence[Int[np.ndarray, " image"]],
+    top: Sequence[Int[np.ndarray, "_"]],
     seed: int,
 ) -> tuple[Float[np.ndarray, "latent text"], float]:
     """Cosine of the mean top image of each latent with each text, and what the best of random images reaches.

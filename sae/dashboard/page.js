@@ -53,14 +53,18 @@ function chosen(index, names, filter) {
   const classes = wanted ? holding(names.classes, wanted) : null;
   const groups = wanted ? holding(names.groups, wanted) : null;
   const texts = wanted ? holding(names.texts, wanted) : null;
-  const above = (column, i, least) => least === null || (index[column] && index[column][i] !== null && index[column][i] >= least);
+  // What is not known is neither large nor small.
+  const lies = (column, i, least, most) => {
+    if (least === null && most === null) return true;
+    const value = index[column] ? index[column][i] : null;
+    return value !== null && (least === null || value >= least) && (most === null || value <= most);
+  };
   const found = [];
   for (let i = 0; i < index.latent.length; i++) {
     if (filter.class !== null && index.top_class[i] !== filter.class) continue;
-    if (filter.least !== null && !(index.frequency[i] >= filter.least)) continue;
-    if (filter.most !== null && !(index.frequency[i] <= filter.most)) continue;
-    if (!above("class_share", i, filter.purity)) continue;
-    if (!above("max", i, filter.max)) continue;
+    if (!lies("frequency", i, filter.least, filter.most)) continue;
+    if (!lies("class_share", i, filter.purity, null)) continue;
+    if (!lies("max", i, filter.max, null)) continue;
     if (wanted) {
       const hit = index.latent[i] === exact || (index.top_class && classes.has(index.top_class[i])) ||
         (index.top_group && groups.has(index.top_group[i])) || index.texts[i].some((t) => texts.has(t));
@@ -384,6 +388,8 @@ function start() {
     const typing = ["INPUT", "SELECT", "TEXTAREA"].includes(event.target.tagName);
     if (typing && event.key === "Escape") { event.target.blur(); return; }
     if (typing) return;
+    // In the panel, keys that scroll go on scrolling it.
+    if (panel.contains(event.target) && /^(Arrow|Page|Home|End)/.test(event.key)) return;
     const page = Math.max(1, Math.floor(list.clientHeight / HEIGHT) - 1);
     const act = {
       ArrowDown: () => step(1), j: () => step(1), ArrowUp: () => step(-1), k: () => step(-1),

@@ -134,7 +134,7 @@ class LatentPages(Record):
             parts = {}
             for kind, word in (("top", "top"), ("quantile", "ranged")):
                 chosen = (own["kind"] == kind).to_numpy()
-                parts[word] = [self.picture(image) for image in own["image"].to_numpy()[chosen][:8]]
+                parts[word] = [self.picture(image) for image in own.filter(chosen)["image"].to_list()[:8]]
                 parts[f"{word}_values"] = own["value"].to_numpy()[chosen][:8].tolist()
                 parts[f"{word}_maps"] = maps[chosen][:8] if maps.size and chosen.any() else None
             drawn = unit_panel(**parts, title=f"latent {latent}")

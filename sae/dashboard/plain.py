@@ -9,9 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae.dashboard.best import drawn
+from sae.dashboard.codes import Reading
 
 
-def plain_codes(reading, pixels: Float[Tensor, "image channel height width"]) -> Float[np.ndarray, "image row latent"]:
+def plain_codes(
+    reading: Reading, pixels: Float[Tensor, "image channel height width"]
+) -> Float[np.ndarray, "image row latent"]:
     """Codes of all rows of all images."""
     run = reading.model.run(pixels, capture=reading.sites)
     rows = {name: place.take(run.cache[place.site]) for name, place in reading.places.items()}

@@ -1,7 +1,6 @@
 """Tables of pages, from sums and best entries: pure functions."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -11,9 +10,7 @@ from jaxtyping import Float, Int, UInt8
 from sae.dashboard.best import EMPTY, Best
 from sae.dashboard.codes import Rows
 from sae.dashboard.counts import Counts, wilson
-
-if TYPE_CHECKING:
-    from sae.dashboard.collect import Known
+from sae.dashboard.known import Known
 
 EXAMPLES = ("latent", "kind", "rank", "image", "value", "token", "type", "peak", "quantile")
 MOST = 12
@@ -24,7 +21,6 @@ def examples(
     number: Int[np.ndarray, " latent"],
     top: Best,
     sample: Best,
-    fired: Int[np.ndarray, " latent"],
     n_quantile: int,
     rows: Rows,
 ) -> pl.DataFrame:
@@ -38,7 +34,6 @@ def examples(
         number: of each latent.
         top: strongest images.
         sample: images drawn from those on which it fires.
-        fired: images on which it fires.
         n_quantile: how many at most.
         rows: what rows are about.
     """
@@ -84,7 +79,7 @@ def examples(
 def latents(
     number: Int[np.ndarray, " latent"],
     counts: Counts,
-    known: "Known",
+    known: Known,
     shown: pl.DataFrame,
     maps: UInt8[np.ndarray, "example patch"],
     grid: tuple[int, int],
@@ -125,7 +120,7 @@ def latents(
     return table.with_columns(pl.col(floats).fill_nan(None))
 
 
-def breakdowns(number: Int[np.ndarray, " latent"], counts: Counts, known: "Known") -> dict[str, pl.DataFrame]:
+def breakdowns(number: Int[np.ndarray, " latent"], counts: Counts, known: Known) -> dict[str, pl.DataFrame]:
     """Tables `classes` and `groups`: of each latent the classes on which it fires most, commonest first."""
     found = {}
     for kind, plural, names, seen in (
@@ -154,7 +149,7 @@ def breakdowns(number: Int[np.ndarray, " latent"], counts: Counts, known: "Known
     return found
 
 
-def images(known: "Known", pictured: Int[np.ndarray, " picture"]) -> pl.DataFrame:
+def images(known: Known, pictured: Int[np.ndarray, " picture"]) -> pl.DataFrame:
     """Images that are examples, with what is known of them and the position of their picture."""
     columns: dict[str, object] = {"image": pictured, "id": [known.ids[i] for i in pictured]}
     if known.labels is not None:

@@ -39,9 +39,10 @@ __all__ = publish(
         "AttributeLatents": "sae.evaluate.attributes",
         "supervised": "sae.evaluate.supervised",
         "control": "sae.evaluate.control",
-        "control_in_model": "sae.evaluate.control",
+        "control_in_model": "sae.evaluate.control_in_model",
         "Control": "sae.evaluate.control",
         "strengths": "sae.evaluate.written",
+        "load_dictionaries": "sae.evaluate.folders",
     },
     modules=("recovery",),
 )
@@ -50,8 +51,10 @@ if TYPE_CHECKING:  # for editors and type checkers
     from sae.evaluate.absorption import Absorption, Parent, absorption, scene_hierarchy
     from sae.evaluate.attributes import AttributeLatents, attribute_latents
     from sae.evaluate.coherence import coherence, energy, hoyer, kappa_4
-    from sae.evaluate.control import Control, control, control_in_model
+    from sae.evaluate.control import Control, control
+    from sae.evaluate.control_in_model import control_in_model
     from sae.evaluate.evaluation import DictionaryEvaluation
+    from sae.evaluate.folders import load_dictionaries
     from sae.evaluate.monosemanticity import monosemanticity
     from sae.evaluate.probing import SparseProbing, concepts_of, sparse_probing
     from sae.evaluate.reconstruction import Reconstruction, density, fvu

@@ -138,7 +138,7 @@ def attribute_latents(
 
 
 def explained_share(dictionary: Any, rows: Any, labelled: np.ndarray) -> float:
-    """Share of what a dictionary writes that comes from latents with a label (sum of the weights of `control.weights`).
+    """Share of what a dictionary writes that comes from latents with a label (the sum of their `exchange.weights`).
 
     Args:
         dictionary: a `sae.Dictionary`.
@@ -148,7 +148,7 @@ def explained_share(dictionary: Any, rows: Any, labelled: np.ndarray) -> float:
     Raises:
         ShapeMismatch: another number of latents.
     """
-    from sae.evaluate.control import weights
+    from sae.evaluate.exchange import weights
 
     w = weights(dictionary, rows)
     if len(labelled) != w.shape[1]:

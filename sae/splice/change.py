@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -137,7 +137,7 @@ class LatentChange:
         return {**self.describe(), "folder": str(self.folder)}
 
     @classmethod
-    def from_json(cls, known: Mapping[str, Any], tensors: Mapping[str, Tensor], near: Path) -> Self:
+    def from_json(cls, known: Mapping[str, Any], tensors: Mapping[str, Tensor], near: Path) -> "LatentChange":
         """The change again; the dictionary is looked for where it was, then beside the edits' file.
 
         Raises:

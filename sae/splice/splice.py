@@ -88,7 +88,7 @@ def splice_parts(
         raise RefusedMethod(
             f"this dictionary reads {len(ends.reads)} sites and writes {len(ends.writes)}: in one run what comes later "
             "is not known when the first is written. Run once, and put in what changed codes write: "
-            "sae.splice.written_changes(dictionary, activations, change)."
+            "written_changes(dictionary, activations, change) of sae.splice."
         )
     (own_read, d_in), (own_write, d_out) = next(iter(ends.reads.items())), next(iter(ends.writes.items()))
     written = model.graph.resolve(own_write if site is None else site)

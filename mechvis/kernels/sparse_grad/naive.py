@@ -1,8 +1,10 @@
 """Sparse gradients: the plain twins of the kernels, and what runs on a CPU.
 
 1. `entry_products`. On a CPU `torch.sparse.sampled_addmm` takes one inner product per entry and holds nothing beside
-   the answer: five to ten times faster than gathering rows first. Elsewhere, in stretches of entries whose gathered
-   rows fit `GATHERED_BYTES`. Every product is summed by itself, so the stretches change no bit.
+   the answer: five to ten times faster than gathering rows first. Row by row, or latent by latent where the weight is
+   too large to stay in the cache while rows ask for it here and there: then it is read once, in its order (twice as
+   fast, with the sort). Elsewhere, in stretches of entries whose gathered rows fit `GATHERED_BYTES`. Every product is
+   summed by itself, so neither order nor stretches change a bit.
 2. `segment_sum`. With the entries in the order of their latents it is the sum of a decoder whose "latents" are rows:
    `embedding_bag` again, two to three times faster on a CPU than the product with a sparse matrix.
 3. `column_sums`. The same with vectors of one number.
@@ -28,6 +30,9 @@ PerLatent = Float[Tensor, " latent"]
 
 GATHERED_BYTES = 4 * 2**20
 """What the gathered rows of one stretch of entries may take, for each of the two matrices."""
+CACHED_BYTES = 16 * 2**20
+"""A weight of more is gone through latent by latent. Measured on a core with 32 MiB of third cache: 8 MiB are faster
+row by row (1.8 ms against 3.0), 36 MiB latent by latent (11 against 21)."""
 BLOCK = 256
 """Latents whose products with `against` are held at once: all of them at once took five times as long on a CPU."""
 
@@ -46,12 +51,22 @@ def entry_products(a: Rows, weight: Weight, support: Support) -> Values:
         )
     if not len(support) or not a.shape[1]:
         return torch.zeros(len(support), dtype=work)
+    a, weight = a.to(work), weight.to(work)
+    if weight.numel() * weight.element_size() <= CACHED_BYTES:
+        return _products_at(support.offsets, support.latents, a, weight)
+    order, starts = support.by_latent
+    found = torch.empty(len(support), dtype=work)
+    found[order] = _products_at(starts, support.rows[order], weight, a)
+    return found
+
+
+def _products_at(offsets, columns, a: Float[Tensor, "row d"], b: Float[Tensor, "column d"]) -> Values:
+    """Inner products of a row of `a` and one of `b`, at the places of a sparse matrix."""
     _say_nothing_of_beta()
     places = torch.sparse_csr_tensor(
-        support.offsets, support.latents, torch.zeros(len(support), dtype=work), (support.n_rows, support.n_latents),
-        check_invariants=False,
-    )  # fmt: skip
-    return torch.sparse.sampled_addmm(places, a.to(work), weight.to(work).T, beta=0.0).values()
+        offsets, columns, torch.zeros(len(columns), dtype=a.dtype), (len(a), len(b)), check_invariants=False
+    )
+    return torch.sparse.sampled_addmm(places, a, b.T, beta=0.0).values()
 
 
 @torch.no_grad()

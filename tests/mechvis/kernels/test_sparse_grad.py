@@ -214,3 +214,18 @@ def test_a_latent_that_does_not_exist_is_refused_on_a_cpu():
     support = Support.from_rows(torch.tensor([[0, 3]]), 3)
     with pytest.raises(OutOfRange, match="names latents 0 to 3, but there are 3"):
         naive.entry_products(torch.ones(1, 2), torch.ones(3, 2), support)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+def test_row_by_row_and_latent_by_latent_are_the_same_bits(dtype, monkeypatch):
+    """On a CPU the order depends on the weight's size alone."""
+    _, x, support, weight = case(40, 90, 70, dtype=dtype)
+    twice = Support.from_rows(torch.tensor([[5, 2], [1, 1]]), 90)
+    by_row = [entry_products(x, weight, support), entry_products(x[:2], weight, twice)]
+    asked = []
+    kept = naive._products_at
+    monkeypatch.setattr(naive, "_products_at", lambda *args: asked.append(args[0]) or kept(*args))
+    monkeypatch.setattr(naive, "CACHED_BYTES", 0)
+    by_latent = [naive.entry_products(x, weight, support), naive.entry_products(x[:2], weight, twice)]
+    assert [len(offsets) for offsets in asked] == [91, 91], "both went latent by latent"
+    assert all(torch.equal(a, b) for a, b in zip(by_row, by_latent, strict=True))

@@ -24,6 +24,7 @@ class Element {
   getContext() {
     return { createImageData: (w, h) => ({ data: new Uint8ClampedArray(4 * w * h) }), putImageData: (pixels) => { this.painted = [...pixels.data]; } };
   }
+  contains(one) { return one === this || this.children.some((child) => child.contains(one)); }
   focus() {}
   blur() {}
   get options() { return this.children; }
@@ -62,11 +63,15 @@ const state = () => ({
   headings: panel.all("H3").map((one) => one.textContent), neighbours: panel.all("BUTTON").length,
 });
 const found = { hidden: elements.app.hidden, start: state(), text: panel.textContent, alts: panel.all("IMG").map((one) => one.alt), options: elements.class.children.map((one) => one.textContent) };
-page.fire("keydown", { key: "ArrowDown", target: panel });
+page.fire("keydown", { key: "ArrowDown", target: elements.list });
 found.down = state();
 page.fire("keydown", { key: "End", target: panel });
+found.scrolled = state();
+page.fire("keydown", { key: "End", target: elements.list });
 found.end = state();
-page.fire("keydown", { key: "Home", target: panel });
+page.fire("keydown", { key: "k", target: panel });
+found.up = state();
+page.fire("keydown", { key: "Home", target: elements.list });
 if (panel.all("BUTTON").length) { panel.all("BUTTON")[0].fire("click"); found.neighbour = state(); }
 page.fire("keydown", { key: "h", target: panel });
 found.light = state();

@@ -105,6 +105,19 @@ def test_a_silent_latent_has_an_empty_page_if_it_is_asked_for(pages, tiny_vit, i
     assert two.of(0)["latent"]["top_group"] in ("place 0", "place 3", "place 6")
 
 
+def test_latents_of_a_list_keep_its_order(pages, tiny_vit, images, planted):
+    found = latent_pages(
+        tiny_vit, images, planted, latents=[2, CLS, 0], n_top=4, n_quantile=3, n_neighbours=1, progress=False
+    )
+    assert found.table["latent"].to_list() == [2, CLS, 0]
+    for latent in (2, CLS, 0):
+        assert found.of(latent)["examples"].equals(pages.of(latent)["examples"])
+        assert np.array_equal(found.heat(latent), pages.heat(latent))
+        own = found.of(latent)["neighbours"]["neighbour"].to_list()
+        assert own and set(own) <= {2, CLS, 0} - {latent}
+    assert found.pick(latent=0)["top_class"] == "red"
+
+
 def test_pictures_are_what_the_model_sees(pages, images):
     for image in (0, 23):
         assert np.abs(pages.picture(image).astype(int) - images.read(image).astype(int)).max() <= 1
@@ -202,12 +215,11 @@ def test_neighbours_are_those_of_all_pairs(tiny_vit, images, random_one, monkeyp
     for values, kind, column in ((cosine, "decoder", "cosine"), (together, "together", "together")):
         near = values.copy()
         np.fill_diagonal(near, -np.inf)
-        for place, latent in enumerate(number):
+        for place, latent in enumerate(number.tolist()):
             rows = found.of(latent)["neighbours"].filter(pl.col("kind") == kind)
             expected = np.sort(near[place])[::-1][:3]
-            assert (np.allclose(rows[column], expected[: rows.height]) and rows.height == (expected > 0).sum()) or (
-                kind == "decoder" and rows.height == 3
-            )
+            assert rows.height == (3 if kind == "decoder" else (expected > 0).sum())
+            assert np.allclose(rows[column], expected[: rows.height])
             assert latent not in rows["neighbour"].to_list()
             for row in rows.iter_rows(named=True):
                 other = number.tolist().index(row["neighbour"])

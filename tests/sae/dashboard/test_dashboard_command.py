@@ -24,11 +24,11 @@ def folder(tmp_path_factory):
 def test_it_writes_a_page_and_its_data(folder, tmp_path, capsys):
     out = tmp_path / "new" / "latents.html"
     command(
-        folder, model="scenes-vit", images="scenes:12:5", out=out, latents=6, n_top=3, n_quantile=2, groups="background",
-        title="What they see", pages=tmp_path / "pages", progress=False,
+        folder, model="scenes-vit", images="scenes:12:5", out=out, latents=6, n_top=3, n_quantile=2,
+        groups="background", title="What they see", pages=tmp_path / "pages", progress=False,
     )  # fmt: skip
     told = capsys.readouterr().out
-    assert str(out) in told and "6 latents, 12 images" in told and "fire on none of these images" in told
+    assert str(out) in told and "6 latents, 12 images" in told and "not what they do" in told
     assert "<title>What they see</title>" in out.read_text(encoding="utf-8")
     found = LatentPages.load(tmp_path / "pages")
     assert found.table.height == 6 and "top_group" in found.table.columns

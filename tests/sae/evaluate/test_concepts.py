@@ -12,8 +12,10 @@ from sae.baselines.fitted import made
 from sae.baselines.non_negative import NonNegative
 from sae.evaluate.absorption import Absorption, Parent, absorption, scene_hierarchy, shared
 from sae.evaluate.attributes import attribute_latents, explained_share
-from sae.evaluate.control import Control, control, control_in_model, exchange, weights
+from sae.evaluate.control import Control, control
+from sae.evaluate.control_in_model import control_in_model
 from sae.evaluate.detectors import Sorted, chance_f1, scores
+from sae.evaluate.exchange import exchange, exchanges, weights
 from sae.evaluate.probing import concepts_of, sparse_probing
 from sae.evaluate.supervised import supervised
 from sae.evaluate.written import strengths
@@ -400,6 +402,30 @@ def test_greedy_takes_the_best_first():
     assert not exchange(change, -target, directions, 4, "greedy").any()
     drawn = exchange(change, target, directions, 2, "random", generator=torch.Generator().manual_seed(0))
     assert drawn.sum() == 2 and not drawn[0, 2]
+
+
+def test_greedy_is_trying_every_latent_at_every_step():
+    """The plain twin."""
+    generator = torch.Generator().manual_seed(0)
+    change = torch.randn(3, 5, 9, generator=generator, dtype=torch.float64)
+    change = change * (torch.rand(3, 5, 9, generator=generator) < 0.4)
+    directions = torch.randn(9, 6, generator=generator, dtype=torch.float64)
+    target = torch.randn(3, 5, 6, generator=generator, dtype=torch.float64) + change @ directions
+    fast = exchanges(change, target, directions, (1, 3, 9), "greedy")
+
+    def left(image, latents):
+        return float((target[image] - change[image][:, latents] @ directions[latents]).square().sum())
+
+    for image in range(3):
+        chosen: list[int] = []
+        for step in range(9):
+            best = min((left(image, [*chosen, i]), i) for i in range(9) if i not in chosen)
+            if best[0] >= left(image, chosen):
+                break
+            chosen.append(best[1])
+            if step + 1 in fast:
+                assert set(fast[step + 1][image].nonzero()[:, 0].tolist()) == set(chosen)
+        assert set(fast[9][image].nonzero()[:, 0].tolist()) == set(chosen)
 
 
 def test_greedy_looks_at_all_tokens_of_an_image():

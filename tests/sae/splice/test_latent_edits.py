@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-import sae
 from mechvis import edits
 from mechvis.errors import (
     BadData,
@@ -18,7 +17,18 @@ from mechvis.errors import (
     UnknownName,
 )
 from mechvis.testing import assert_close
-from sae.splice import ablate, ablate_to_mean, clamp, latent_means, load_edits, replace, scale, splice, steer
+from sae.splice import (
+    LatentChange,
+    ablate,
+    ablate_to_mean,
+    clamp,
+    latent_means,
+    load_edits,
+    replace,
+    scale,
+    splice,
+    steer,
+)
 
 RESID, Z = "blocks.1.hook_resid_post", "blocks.1.attn.hook_z"
 
@@ -151,7 +161,7 @@ def test_what_cannot_be_saved_or_loaded(vit, a_dictionary, tmp_path):
     with pytest.raises(BadData, match=r"the folder is not known\. Save the dictionary"):
         edits.save([ablate(d, 3)], tmp_path / "edits")
     a_dictionary(model, pixels, RESID, seed=1).save(tmp_path / "other")
-    wrong = sae.splice.LatentChange(dictionary=d, change="zero", latents=(3,), folder=tmp_path / "other")
+    wrong = LatentChange(dictionary=d, change="zero", latents=(3,), folder=tmp_path / "other")
     with pytest.raises(BadData, match="holds another dictionary than this edit uses"):
         edits.save([edits.call(RESID, wrong)], tmp_path / "edits")
     path = edits.save([ablate(tmp_path / "other", 3)], tmp_path / "edits")

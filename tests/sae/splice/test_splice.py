@@ -18,7 +18,7 @@ from mechvis.errors import (
 )
 from mechvis.models.load import wrap
 from mechvis.testing import assert_close
-from sae.splice import clamp_latents, replace, splice, splice_parts
+from sae.splice import clamp, clamp_latents, replace, scale, splice, splice_parts
 
 RESID, MLP, ATTN, Z = (
     "blocks.1.hook_resid_post",
@@ -129,7 +129,7 @@ def test_every_normaliser(vit, a_dictionary, kind):
     expected = model.run(pixels, edits=[edits.patch(RESID, new)]).output
     for edited in (
         splice(model, d).run(pixels, edits=[edits.scale(f"{RESID}.hook_latents", 0.5, units=[latent])]),
-        model.run(pixels, edits=[sae.splice.scale(d, latent, 0.5)]),
+        model.run(pixels, edits=[scale(d, latent, 0.5)]),
     ):
         assert_close(edited.output, expected, 1e-11)
 
@@ -217,9 +217,7 @@ def test_clamped_latents(vit, a_dictionary):
     assert_close(
         spliced.run(pixels, edits=[clamp_latents(spliced, [3, 7], [0.5, 2.0], tokens=[2, 3])]).output, expected, 1e-11
     )
-    assert_close(
-        model.run(pixels, edits=[sae.splice.clamp(d, [3, 7], [0.5, 2.0], tokens=[2, 3])]).output, expected, 1e-11
-    )
+    assert_close(model.run(pixels, edits=[clamp(d, [3, 7], [0.5, 2.0], tokens=[2, 3])]).output, expected, 1e-11)
     with pytest.raises(OutOfRange, match="unit 24 does not exist"):
         spliced.run(pixels, edits=[clamp_latents(spliced, [24], 1.0)])
     with pytest.raises(BadData, match="2 values for 3 latents"):

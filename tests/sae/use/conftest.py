@@ -123,4 +123,4 @@ def scenes_clip_dictionary():
     rows = _rows(clip.vision, mechvis.data.scenes(512, seed=11), site)
     settings = sae.Training(tokens=300_000, batch=512, lr=2e-3)
     d = sae.train({site: rows}, sae.TopK(n_latents=256, k=8), settings, progress=False).dictionary
-    return clip, d, mechvis.data.scenes(192, seed=7)
+    return clip, d, mechvis.data.scenes(256, seed=7)

@@ -18,7 +18,7 @@ from sae.attribution import (
     read_out_projection,
 )
 from sae.attribution.direct import stream_directions
-from sae.splice import scale, splice, splice_parts
+from sae.splice import ablate, scale, splice, splice_parts
 
 QUIET = {"progress": False, "labels": "predicted"}
 MIDDLE, LAST = "blocks.1.hook_resid_post", "blocks.2.hook_resid_post"
@@ -58,7 +58,7 @@ def test_the_direct_path_is_exact_where_nothing_else_is_between(model, pixels, s
     frozen = [edits.freeze(name, model.run(pixels, capture=[name]).cache) for name in held]
     order = found.arrays["latent"].tolist()
     for latent in found.top(5, by="direct")["latent"].to_list():
-        exact = values_of(model, pixels, [sae.splice.ablate(d, latent), *frozen])
+        exact = values_of(model, pixels, [ablate(d, latent), *frozen])
         assert exact.abs().max() > 1e-6
         assert_close(torch.from_numpy(found.arrays["direct"][order.index(latent)]), exact, 1e-9)
 
@@ -85,7 +85,7 @@ def test_exact_effects_are_ablations_and_agreement_is_told(model, pixels, tmp_pa
     d = a_dictionary(model, pixels, MIDDLE)
     found = latent_attribution(splice(model, d), pixels, exact=6, **QUIET)
     for latent in found.arrays["measured"].tolist()[:4]:
-        mean = float(values_of(model, pixels, [sae.splice.ablate(d, latent)]).mean())
+        mean = float(values_of(model, pixels, [ablate(d, latent)]).mean())
         row = found.pick(latent=latent)
         assert abs(row["exact"] - mean) < 1e-10 and row["exact_low"] <= row["exact"] <= row["exact_high"]
     assert found.facts["measured"] == 12 and found.table["exact"].null_count() == found.table.height - 12

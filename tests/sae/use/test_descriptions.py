@@ -9,7 +9,7 @@ from mechvis.errors import BadData, OutOfRange
 from sae.attribution import LatentDescriptions, describe_latents
 
 CONCEPTS = tuple(f"concept {i}" for i in range(10))
-SETTINGS = {"texts": CONCEPTS, "n_random": 32, "top": 1, "progress": False}
+SETTINGS = {"texts": CONCEPTS, "n_random": 12, "top": 1, "progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +29,8 @@ def test_detector_and_effect_the_same(alike, planted_dictionary, shown, tmp_path
     own = [[CONCEPTS[i]] for i in (0, 3, 5, 8)]
     assert found.table["input_labels"].to_list() == own and found.table["output_labels"].to_list() == own
     assert found.table["agreement"].min() > 0.6 and found.table["output_z"].min() > 1
-    assert found.table["picked"].all() and found.table["input_auc"].min() > 0.95
-    assert found.facts["picked"] == 1.0 and not any("something else" in line for line in found.caveats)
+    assert found.table["input_auc"].min() > 0.95
+    assert not any("something else" in line for line in found.caveats)
     again = LatentDescriptions.load(found.save(tmp_path / "described"))
     assert again.table.equals(found.table) and found.report(tmp_path / "described.html").exists()
 
@@ -43,7 +43,12 @@ def test_encoder_reads_one_concept_and_decoder_writes_another(alike, planted_dic
     assert found.table["output_labels"].to_list() == [[CONCEPTS[(i + 5) % 10]] for i in (0, 3, 5, 8)]
     assert found.table["agreement"].max() < 0.1, found.table["agreement"].to_list()
     assert any("4 of 4 latents do something else than they detect" in line for line in found.caveats)
-    assert found.table["picked"].all(), "what it does is described well all the same"
+
+
+def test_output_labels_pick_their_latent_on_other_images(planted_clip, planted_dictionary, shown):
+    d = planted_dictionary(writes=[(i + 5) % 10 for i in range(10)])
+    found = describe_latents(planted_clip, d, [0, 3, 5, 8], shown, **SETTINGS)
+    assert found.table["picked"].all() and found.facts["picked"] == 1.0
 
 
 def test_a_latent_that_never_fires_and_too_few_to_judge(planted_clip, planted_dictionary, shown):
