@@ -18,6 +18,8 @@ from mechvis.errors import BadData, MixedDevices, NotFinite, ResultMismatch, Sha
 from mechvis.store.order import ROWS, permutation
 from sae.team import ALONE, Team
 
+READ_ALL = 10_000
+"""Images of a set that are read once more to know the set again; a larger one is known by its name alone."""
 FOREVER = 10**9
 """Epochs of a source: training ends by tokens, not by epochs."""
 
@@ -409,8 +411,11 @@ def from_model(
         block=block,
         budget=budget,
     )
-    known = {"kind": "model", "model": {"name": model.name, "fingerprint": model.fingerprint}, "tokens": str(which),
-             "data": {"name": getattr(images, "name", "pixels"), "n": len(images)}}  # fmt: skip
+    data = {"name": getattr(images, "name", "pixels"), "n": len(images)}
+    if getattr(images, "recipe", None) or (hasattr(images, "recipe") and len(images) <= READ_ALL):
+        data["fingerprint"] = images.fingerprint  # so that an evaluation on the same images can be refused
+    described = {"name": model.name, "fingerprint": model.fingerprint}
+    known = {"kind": "model", "model": described, "tokens": str(which), "data": data}
     return ReaderRows(reader, prefix=model.parts.prefix, described=known)
 
 

@@ -54,6 +54,18 @@ PUBLIC = (
     "probes.timeline",
     "probes.unit_labels",
     "sae",
+    "sae.architectures",
+    "sae.attribution",
+    "sae.baselines",
+    "sae.dashboard",
+    "sae.diffing",
+    "sae.evaluate",
+    "sae.flow",
+    "sae.formats",
+    "sae.parallel",
+    "sae.splice",
+    "sae.steering",
+    "sae.training",
 )
 
 _IMPORT = """

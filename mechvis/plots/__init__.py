@@ -9,10 +9,12 @@ comparisons is marked.
 from mechvis.plots.bars import bars, control_strip
 from mechvis.plots.concept_panel import concept_panel
 from mechvis.plots.curve import Line, curve
+from mechvis.plots.feature_fates import feature_fates
 from mechvis.plots.head_map import head_map
 from mechvis.plots.image_panel import image_panel
 from mechvis.plots.layer_curve import layer_curve
 from mechvis.plots.lens_map import lens_map
+from mechvis.plots.model_diff import model_diff_histogram
 from mechvis.plots.norm_histogram import norm_histogram
 from mechvis.plots.null_space import null_space_plane
 from mechvis.plots.patch_map import patch_map
@@ -28,10 +30,12 @@ __all__ = [
     "concept_panel",
     "control_strip",
     "curve",
+    "feature_fates",
     "head_map",
     "image_panel",
     "layer_curve",
     "lens_map",
+    "model_diff_histogram",
     "norm_histogram",
     "null_space_plane",
     "patch_map",

@@ -12,6 +12,7 @@ name                   what it is for
 `trained`              a package: vision transformers trained so that a planted circuit is the only one
 `hier_dict`            F5: a tree of concepts whose vectors are sums of differences along a path
 `planted_dict`         F6: sparse sums of known atoms, across a modality gap if wanted
+`planted_pairs`        rows of two models with shared and exclusive atoms: for crosscoders
 `check_family`         everything that must hold for a model family: for our maps, and for one that you write
 `assert_untouched`     a context manager: the model leaves as it came, whatever happened inside
 `assert_close`         equality within a stated tolerance, relative to the size of what is expected
@@ -21,6 +22,7 @@ name                   what it is for
 from mechvis.testing.conformance import Conformance, check_family
 from mechvis.testing.hand_wired import hand_wired_images, hand_wired_vit
 from mechvis.testing.planted_codes import HierDict, PlantedDict, hier_dict, planted_dict
+from mechvis.testing.planted_pairs import PlantedPairs, planted_pairs
 from mechvis.testing.rotated_pair import RotatedImages, RotatedPair, rotated_pair
 from mechvis.testing.shortcut import (
     ShortcutImages,
@@ -38,6 +40,7 @@ __all__ = [
     "Conformance",
     "HierDict",
     "PlantedDict",
+    "PlantedPairs",
     "RotatedImages",
     "RotatedPair",
     "ShortcutImages",
@@ -50,6 +53,7 @@ __all__ = [
     "hand_wired_vit",
     "hier_dict",
     "planted_dict",
+    "planted_pairs",
     "rand_vit",
     "rotated_pair",
     "shortcut_images",

@@ -200,7 +200,8 @@ def _html(pages: LatentPages, title: str, parts: Mapping[str, str]) -> str:
     columns = [name for name in PLAIN if name in pages.table.columns]
     n = pages.table.height
     model, data = (pages.provenance.get(name, {}).get("name", "") for name in ("model", "data"))
-    subtitle = [model, data, ", ".join(pages.facts["sites"]), pages.provenance.get("dictionary", {}).get("is", "")]
+    # What the dictionary is names its sites.
+    subtitle = [model, data, pages.provenance.get("dictionary", {}).get("is", ", ".join(pages.facts["sites"]))]
     facts = {name: value for name, value in pages.facts.items() if not isinstance(value, list)}
     again = {name: pages.provenance.get(name) for name in ("command", "time", "seeds", "versions")}
     return template.render(

@@ -85,7 +85,7 @@ class Fused(Adam):
         # The kernel divides by its scale, which it takes in float32 alone.
         inside = factor is not None and p.dtype == torch.float32
         scale = factor.reciprocal() if inside else None
-        count = torch.tensor(float(self.count), device=p.device)
+        count = torch.full((), float(self.count), device=p.device)
         for some in blocks(p):
             rows, g = p[some], grad[some]
             if along is not None:

@@ -10,18 +10,19 @@ import pytest
 
 import mechvis.decompose.terms  # noqa: F401
 import probes
+import sae
 from mechvis.record import Record, load_record
 
 
 def kinds():
-    for package in (probes, sys.modules["mechvis.decompose"]):  # `mechvis.decompose` itself is the function
+    for package in (probes, sae, sys.modules["mechvis.decompose"]):  # `mechvis.decompose` itself is the function
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)
     found, left = {}, [Record]
     while left:
         children = left.pop().__subclasses__()
         left += children
-        found |= {child.KIND: child for child in children if child.__module__.startswith(("probes", "mechvis"))}
+        found |= {child.KIND: child for child in children if child.__module__.startswith(("probes", "sae", "mechvis"))}
     return found
 
 
