@@ -17,6 +17,9 @@ d_head        width of one head
 d_mlp         width of the MLP's hidden layer (its units are neurons)
 d_embed       width of the joint image-text space (CLIP)
 class         an output of the head: a class, or a text prompt of a zero-shot head
+latent        a feature of a learned dictionary
+entry         one active latent of one row, in a flat list of them
+k             active latents of a row
 unit          one thing a sweep ablates: a head, a neuron, a layer's write, a residual token
 site          a named place in the forward pass (a hook point)
 concept       a direction or set of examples with a name

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from mechvis.errors import BadData, unknown
-from mechvis.units import KINDS, SPECIAL_KINDS, Unit, units_of
+from mechvis.units import KINDS, SPECIAL_KINDS, SPLICED_KINDS, Unit, units_of
 
 PARTS = {"q": "attn.hook_q", "k": "attn.hook_k", "v": "attn.hook_v", "pattern": "attn.hook_pattern"}
 """Part of a head -> site inside a block. Queries and keys as they come out of their projection (with bias and norm),
 before rotary positions."""
 
-NAMES = (*KINDS, *SPECIAL_KINDS, *PARTS)
+NAMES = (*KINDS, *SPECIAL_KINDS, *SPLICED_KINDS, *PARTS)
 
 
 @dataclass(frozen=True, order=True)

@@ -12,7 +12,8 @@ from mechvis import testing
 from mechvis.errors import BadData, NotFinite, OutOfRange, RefusedMethod, ShapeMismatch, UnknownName, UnknownSite
 from mechvis.record import load_record
 from sae.architectures.relu import ReLU
-from sae.dashboard import LatentPages, latent_pages
+from sae.dashboard import LatentPages, collect, latent_pages, neighbours
+from sae.dashboard import codes as encoding
 from sae.dashboard.again import picture
 from sae.dashboard.codes import reading_of
 from sae.dashboard.counts import Counts, bins, edges, wilson
@@ -132,8 +133,8 @@ def test_pictures_are_what_the_model_sees(pages, images):
 
 @pytest.mark.parametrize("batch_size", [3, 64])
 def test_streaming_is_everything_in_memory(tiny_vit, images, random_one, batch_size, monkeypatch):
-    monkeypatch.setattr("sae.dashboard.codes.DENSE", 40 * 7)  # some rows at a time
-    monkeypatch.setattr("sae.dashboard.collect.SAMPLE", 4)
+    monkeypatch.setattr(encoding, "DENSE", 40 * 7)  # some rows at a time
+    monkeypatch.setattr(collect, "SAMPLE", 4)
     sample = 2 * (3 + 4)
     found = latent_pages(
         tiny_vit, images, random_one, n_top=3, n_quantile=4, batch_size=batch_size, seed=5, progress=False
@@ -203,7 +204,7 @@ def test_the_interval_of_the_mean_is_the_bootstraps(tiny_vit, images, random_one
 
 
 def test_neighbours_are_those_of_all_pairs(tiny_vit, images, random_one, monkeypatch):
-    monkeypatch.setattr("sae.dashboard.neighbours.BLOCK", 40 * 6)
+    monkeypatch.setattr(neighbours, "BLOCK", 40 * 6)
     found = latent_pages(tiny_vit, images, random_one, n_neighbours=3, progress=False)
     number = found.table["latent"].to_numpy().copy()
     codes = plain_codes(reading_of(tiny_vit, random_one), images.pixels_for(tiny_vit.preprocess).double())
@@ -227,13 +228,10 @@ def test_neighbours_are_those_of_all_pairs(tiny_vit, images, random_one, monkeyp
                 assert row["together_low"] <= row["together"] <= row["together_high"]
 
 
-def test_rows_of_firing_together_are_sampled_where_there_are_many(tiny_vit, images, random_one, monkeypatch):
-    monkeypatch.setattr("sae.dashboard.neighbours.ROWS", 100)
-    from sae.dashboard.neighbours import Together
-
+def test_rows_of_firing_together_are_sampled_where_there_are_many(tiny_vit, images, random_one):
     sizes = set()
     for size in (4, 24):
-        together = Together(N, seed=1, rows=100)
+        together = neighbours.Together(N, seed=1, rows=100)
         for start in range(0, N, size):
             entries, _ = reading_of(tiny_vit, random_one).entries(
                 images[start : start + size].pixels_for(tiny_vit.preprocess).double(), range(start, start + size)
@@ -244,7 +242,7 @@ def test_rows_of_firing_together_are_sampled_where_there_are_many(tiny_vit, imag
 
 
 def test_other_seeds_draw_other_samples(tiny_vit, images, random_one, monkeypatch):
-    monkeypatch.setattr("sae.dashboard.collect.SAMPLE", 2)
+    monkeypatch.setattr(collect, "SAMPLE", 2)
     a, b, c = (
         latent_pages(tiny_vit, images, random_one, n_top=1, n_quantile=3, seed=seed, progress=False).tables["examples"]
         for seed in (0, 0, 1)

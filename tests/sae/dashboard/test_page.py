@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import inspect
 import json
 import re
 import shutil
@@ -271,9 +272,7 @@ def test_the_script_has_no_syntax_error(html, tmp_path):
 
 @needs_node
 def test_functions_of_data_alone():
-    import sae.dashboard
-
-    source = Path(sae.dashboard.__file__).with_name("page.js")
+    source = Path(inspect.getfile(LatentPages)).with_name("page.js")
     rng = np.random.default_rng(0)
     maps = [
         np.where(rng.random(700) < share, rng.integers(1, 256, 700), 0).astype(np.uint8) for share in (2e-3, 0.1, 0.9)
