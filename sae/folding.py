@@ -1,7 +1,7 @@
 """The same dictionary with decoder rows of norm one.
 
 A free decoder leaves it open how long a code and its row are; what counts is their product. Saved dictionaries have
-unit rows, so that codes can be compared: W_enc, b_enc and thresholds of a latent are multiplied with the norm of its row.
+unit rows, so that codes can be compared: W_enc, b_enc and thresholds of a latent are multiplied with its row's norm.
 A row of zeros stays as it is: nothing that its latent does can be seen.
 """
 

@@ -60,8 +60,8 @@ def factors(rows: Float[Tensor, "row d"], widths: list[int], kind: Kind) -> Floa
         raise unknown("normaliser", kind, KINDS)
     if kind == "input_norm":
         raise RefusedMethod(
-            "normalise='input_norm' gives what is written the mean and norm of what was read. It is here so that Prisma's "
-            "transcoders can be used; train with 'mean_square' or 'mean_norm'."
+            "normalise='input_norm' gives what is written the mean and norm of what was read. It is here so that "
+            "Prisma's transcoders can be used; train with 'mean_square' or 'mean_norm'."
         )
     if not torch.isfinite(rows).all():
         raise NotFinite("the rows that the normaliser is measured on hold NaN or Inf.")

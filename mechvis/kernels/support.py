@@ -57,7 +57,7 @@ class Support:
     @classmethod
     def from_mask(cls, mask: Bool[Tensor, "row latent"]) -> "Support":
         """From a mask. Waits for the device, since the number of entries depends on the numbers."""
-        n_rows, n_latents = mask.shape
+        n_latents = mask.shape[1]
         rows, latents = mask.nonzero(as_tuple=True)
         offsets = torch.cat([_zeros(1, rows), mask.sum(1).cumsum(0)])
         return cls(offsets=offsets, latents=latents, rows=rows, n_latents=n_latents)

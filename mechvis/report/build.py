@@ -101,7 +101,7 @@ def render(title: str, subtitle: str, sections: Sequence[blocks.Section]) -> str
     script = (_HERE / "table.js").read_text(encoding="utf-8").strip()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_printable
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=printable
     )
     template = environment.from_string((_HERE / "template.html.j2").read_text(encoding="utf-8"))
     return template.render(
@@ -257,7 +257,7 @@ def _paragraphs(text: str) -> list[str]:
     return [part.strip() for part in re.split(r"\n\s*\n", str(text)) if part.strip()]
 
 
-def _printable(value: Any) -> Any:
+def printable(value: Any) -> Any:
     """Applied to every value that the template prints, before it is escaped."""
     if isinstance(value, str) and not hasattr(value, "__html__"):
         return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", value)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from mechvis.report.build import _printable
+from mechvis.report.build import printable
 
 _ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 DIGITS = 4
@@ -33,11 +33,11 @@ def block(value: Any) -> str:
 def short(value: Any) -> Any:
     """The same value with printable text and short numbers; NaN and Inf become null."""
     if isinstance(value, dict):
-        return {_printable(str(key)): short(entry) for key, entry in value.items()}
+        return {printable(str(key)): short(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [short(entry) for entry in value]
     if isinstance(value, str):
-        return _printable(value)
+        return printable(value)
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float):

@@ -23,7 +23,7 @@ import polars as pl
 
 from mechvis import files
 from mechvis.errors import BadData, ShapeMismatch
-from mechvis.report.build import SIZE_LIMIT, _printable, ensure_report_path
+from mechvis.report.build import SIZE_LIMIT, ensure_report_path, printable
 from sae.dashboard.packing import block, packed
 from sae.dashboard.pages import LatentPages
 
@@ -194,7 +194,7 @@ def _html(pages: LatentPages, title: str, parts: Mapping[str, str]) -> str:
 
     script = (_HERE / "page.js").read_text(encoding="utf-8").strip()
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_printable
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=printable
     )
     template = environment.from_string((_HERE / "page.html.j2").read_text(encoding="utf-8"))
     columns = [name for name in PLAIN if name in pages.table.columns]

@@ -143,8 +143,8 @@ def _named(jobs: Any) -> dict[str, Any]:
     for name, job in found.items():
         if not isinstance(job, Architecture | Job):
             raise BadData(
-                f"{name!r} is a {type(job).__name__}; give an architecture such as sae.TopK(n_latents=4096, k=32), or a "
-                "sae.Job."
+                f"{name!r} is a {type(job).__name__}; give an architecture such as sae.TopK(n_latents=4096, k=32), or "
+                "a sae.Job."
             )
     if not found:
         raise BadData("nothing to train: give an architecture.")

@@ -129,6 +129,16 @@ def topk(ones: bool, dtype):
     triton.topk(values, 1, among=torch.ones(values.shape[1], dtype=torch.bool))
 
 
+def adam_rows(ones: bool, dtype):
+    from mechvis.kernels.adam_rows import triton
+
+    _, n, d = dictionary(ones)
+    rows, *others = (torch.zeros(n, d, dtype=dtype) for _ in range(4))
+    settings = {"lr": 0.1, "count": 1, "betas": (0.9, 0.999), "eps": 1e-8}
+    triton.adam_rows(rows, *others, along=torch.zeros(n, dtype=dtype), factor=torch.ones(()), **settings)
+    triton.adam_rows(rows, *others, along=None, factor=None, **settings)
+
+
 def dictionary(ones: bool):
     """A support, how many latents there are, and the width of the stream."""
     from mechvis.kernels.support import Support
@@ -141,7 +151,7 @@ if __name__ == "__main__":
     from mechvis.kernels import language
 
     assert not language.INTERPRETED
-    for call in (patch_rows, expand_norm, patch_attention, edge_scores, sparse_decode, sparse_grad, topk):
+    for call in (patch_rows, expand_norm, patch_attention, edge_scores, sparse_decode, sparse_grad, topk, adam_rows):
         module = importlib.import_module(f"mechvis.kernels.{call.__name__}.triton")
         kernels = {name: thing for name, thing in vars(module).items() if type(thing).__name__ == "JITFunction"}
         for ones, dtypes in ((False, DTYPES), (True, DTYPES[:1])):

@@ -25,7 +25,7 @@ def test_every_kernel_compiles_for_gpus(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     found = [json.loads(line) for line in done.stdout.splitlines()]
     kernels = {"_every_slot", "_targets_only", "_sum_per_entry", "_rows_and_norm", "_to_rows", "_attend", "_contract"}
-    kernels |= {"_decode", "_pairs", "_segments", "_topk"}
+    kernels |= {"_decode", "_pairs", "_segments", "_topk", "_adam"}
     assert {line["kernel"] for line in found} == kernels
     assert {line["target"] for line in found} == {80, 90}
     assert all(line["cubin"] > 0 for line in found)
