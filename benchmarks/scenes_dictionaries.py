@@ -51,7 +51,7 @@ def trained(model: Any, images: Any) -> tuple[dict[str, Any], dict[str, float]]:
 
 def measured() -> dict[str, Any]:
     """Everything, as records."""
-    from sae.evaluate import control_in_model, evaluate, stability
+    from sae.evaluation import control_in_model, evaluate, stability
 
     model, clip = mechvis.load("scenes-vit"), mechvis.load("scenes-clip")
     images, judged = mechvis.data.scenes(TRAINED_ON, seed=91), mechvis.data.scenes(JUDGED, seed=92)

@@ -6,8 +6,8 @@
 
 * `train`, `Training`, `Job`: the one trainer. `from_store`, `from_model`: where rows come from. `parallel`: processes.
 * `architectures`: how codes are found and learned, one file each. `Dictionary`: what comes out; `load` opens one.
-* `baselines`, `evaluate`: what it has to beat, and how good it is; more measures are in the package `sae.evaluate`.
-* `splice`: a model with a dictionary in it, whose latents are sites like others; edits are in the package `sae.splice`.
+* `baselines`, `evaluate`: what it has to beat, and how good it is; more measures are in `sae.evaluation`.
+* `splice`: a model with a dictionary in it, whose latents are sites like others; edits are in `sae.splicing`.
 * `latent_attribution`, `describe_latents`, `explain_by_steering`, `feature_flow`, `model_diff`: what latents do.
 * `latent_pages`, `dashboard`: latents to look at. `formats`: files of other libraries, the Hub.
 """
@@ -46,10 +46,10 @@ __all__ = publish(
         "BatchTopKCrosscoder": "sae.architectures.batch_topk_crosscoder",
         "CrossLayerTranscoder": "sae.architectures.cross_layer",
         "Universal": "sae.architectures.universal",
-        "evaluate": "sae.evaluate",
-        "splice": "sae.splice",
-        "dashboard": "sae.dashboard",
-        "latent_pages": "sae.dashboard.collect",
+        "evaluate": "sae.evaluation.table",
+        "splice": "sae.splicing.splice",
+        "dashboard": "sae.dashboards.page",
+        "latent_pages": "sae.dashboards.collect",
         "latent_attribution": "sae.attribution.latent_effects",
         "read_out_projection": "sae.attribution.projection",
         "describe_latents": "sae.attribution.descriptions",
@@ -59,7 +59,18 @@ __all__ = publish(
         "model_diff": "sae.diffing.compare",
         "layer_shares": "sae.shares",
     },
-    modules=("architectures", "baselines", "formats", "parallel"),
+    modules=(
+        "architectures",
+        "baselines",
+        "dashboards",
+        "diffing",
+        "evaluation",
+        "flow",
+        "formats",
+        "parallel",
+        "splicing",
+        "steering",
+    ),
 )
 
 if TYPE_CHECKING:  # for editors and type checkers
@@ -82,14 +93,14 @@ if TYPE_CHECKING:  # for editors and type checkers
         Universal,
     )
     from sae.attribution import describe_latents, latent_attribution, read_out_projection
-    from sae.dashboard import dashboard, latent_pages
+    from sae.dashboards import dashboard, latent_pages
     from sae.data import TensorRows, Together, from_model, from_store
     from sae.dictionary import Dictionary, load, start
     from sae.diffing import model_diff
-    from sae.evaluate import evaluate
+    from sae.evaluation import evaluate
     from sae.flow import feature_flow
     from sae.shares import layer_shares
-    from sae.splice import splice
+    from sae.splicing import splice
     from sae.steering import explain_by_steering, informed_top_k
     from sae.training.job import Job
     from sae.training.log import wandb_tracker

@@ -30,7 +30,7 @@ from mechvis.progress import track
 from mechvis.provenance import provenance
 from mechvis.record import Record
 from mechvis.stats import bootstrap
-from sae.splice.splice import splice_parts
+from sae.splicing.splice import splice_parts
 from sae.steering.controls import random_like
 from sae.steering.readers import Reader, reader_of
 

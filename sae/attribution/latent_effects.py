@@ -36,7 +36,7 @@ from mechvis.stats import bootstrap, interval_of
 from mechvis.sweep import sweep
 from mechvis.units import Unit
 from sae.attribution.direct import frozen_read_out, stream_directions
-from sae.splice.values import site_of_latents
+from sae.splicing.values import site_of_latents
 
 WORDS = {
     "gradient": "sum over tokens of the latent (minus what stands in its place) times the metric's slope, mean over "

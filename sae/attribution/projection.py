@@ -21,7 +21,7 @@ from mechvis.errors import BadData, OutOfRange
 from mechvis.provenance import provenance
 from mechvis.record import Record
 from sae.attribution.direct import frozen_read_out, stream_directions
-from sae.splice.splice import splice_parts
+from sae.splicing.splice import splice_parts
 from sae.steering.controls import random_like
 
 WORDS = {

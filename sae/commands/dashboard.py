@@ -8,8 +8,8 @@ from mechvis.commands import calls, read_images
 
 
 @calls(
-    "sae.dashboard.collect:latent_pages",
-    "sae.dashboard.page:dashboard",
+    "sae.dashboards.collect:latent_pages",
+    "sae.dashboards.page:dashboard",
     "sae.formats.convert:load",
     "sae.dictionary:load",
     "mechvis.models.load:load",
@@ -78,8 +78,8 @@ def dashboard(
     import mechvis
     from mechvis.files import ensure_writable
     from mechvis.report.build import ensure_report_path
-    from sae.dashboard import dashboard as draw
-    from sae.dashboard import latent_pages
+    from sae.dashboards import dashboard as draw
+    from sae.dashboards import latent_pages
     from sae.formats import load
 
     # Before any work: a wrong path should not cost a run.

@@ -11,8 +11,8 @@ SHOWN = ("fvu", "l0", "dead", "loss_zero", "accuracy_zero", "kl_mean", "embeddin
 
 
 @calls(
-    "sae.evaluate.table:evaluate",
-    "sae.evaluate.folders:load_dictionaries",
+    "sae.evaluation.table:evaluate",
+    "sae.evaluation.folders:load_dictionaries",
     "mechvis.models.load:load",
     "mechvis.clip:HookedCLIP.classifier",
     "mechvis.data.folder:folder",
@@ -77,8 +77,8 @@ def evaluate(
         on_corrupt: skip files that cannot be decoded, instead of stopping.
     """
     import mechvis
-    from sae.evaluate.folders import load_dictionaries
-    from sae.evaluate.table import evaluate as run
+    from sae.evaluation.folders import load_dictionaries
+    from sae.evaluation.table import evaluate as run
 
     options = {
         "metadata": metadata,

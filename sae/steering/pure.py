@@ -27,7 +27,7 @@ from mechvis.errors import BadData, OutOfRange
 from mechvis.progress import track
 from mechvis.provenance import provenance
 from mechvis.record import Record
-from sae.splice.splice import splice_parts
+from sae.splicing.splice import splice_parts
 from sae.steering.controls import random_like
 from sae.steering.outputs import Blank, blank_pixels, steered_outputs
 from sae.steering.quality import auroc

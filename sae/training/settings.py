@@ -66,8 +66,8 @@ class Training:
     def __post_init__(self):
         object.__setattr__(self, "betas", tuple(self.betas))
         if self.batch is None:
-            # 8192 rows a step make 122 steps of a million rows, too few to learn from: mean cosine to planted atoms .857
-            # where 1024 rows a step give .993, at equal rows.
+            # 8192 rows a step make 122 steps of a million rows, too few to learn from: mean cosine to planted atoms
+            # .857 where 1024 rows a step give .993, at equal rows.
             steps = max(1, self.tokens // 1000)
             object.__setattr__(self, "batch", min(8192, max(256, 1 << (steps.bit_length() - 1))))
         least = {"tokens": self.batch, "batch": 1, "log_every": 1, "save_every": 1, "keep": 1, "look_every": 1,

@@ -18,7 +18,7 @@ from sae.attribution import (
     read_out_projection,
 )
 from sae.attribution.direct import stream_directions
-from sae.splice import ablate, scale, splice, splice_parts
+from sae.splicing import ablate, scale, splice, splice_parts
 
 QUIET = {"progress": False, "labels": "predicted"}
 MIDDLE, LAST = "blocks.1.hook_resid_post", "blocks.2.hook_resid_post"

@@ -8,7 +8,7 @@ import circuits
 import mechvis
 import sae
 from mechvis.units import Unit
-from sae.splice import splice
+from sae.splicing import splice
 
 SITE = "blocks.2.hook_resid_post"
 

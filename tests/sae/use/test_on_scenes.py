@@ -7,7 +7,7 @@ import torch
 import mechvis
 from mechvis import edits
 from mechvis.stats import bootstrap
-from sae.splice import splice
+from sae.splicing import splice
 from sae.steering.quality import auroc
 
 pytestmark = pytest.mark.slow
