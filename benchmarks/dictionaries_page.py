@@ -15,7 +15,7 @@ ENVIRONMENT = """\
 
 def page(results: dict[str, Any]) -> str:
     """Markdown."""
-    from benchmarks.dictionaries import LR
+    from benchmarks.dictionaries import LR, SIZES
 
     lines = [
         "# Training dictionaries: steps beside other libraries",
@@ -31,7 +31,7 @@ def page(results: dict[str, Any]) -> str:
         "",
         ENVIRONMENT,
     ]
-    for key in sorted(results, key=lambda key: list(results).index(key)):
+    for key in sorted(results, key=lambda key: (key.split(" ")[0], list(SIZES).index(key.split(" ")[1]))):
         lines += _part(key, results[key])
     lines += _notes(results)
     return "\n".join(lines)
