@@ -170,13 +170,15 @@ def dense(plan: dict, start: dict[str, Tensor], bf16: bool) -> tuple[Step, Write
     return step, write
 
 
-def mechvis(plan: dict, start: dict[str, Tensor], bf16: bool, fast: bool = True) -> tuple[Step, Write]:
+def mechvis(
+    plan: dict, start: dict[str, Tensor], bf16: bool, fast: bool = True, decoder: str = "unit"
+) -> tuple[Step, Write]:
     """`Learner.step`: with its log, its counters and the norm of gradients."""
     import sae
     from sae.data import Rows
     from sae.training.job import Learner
 
-    architecture = sae.TopK(n_latents=plan["n"], k=plan["k"], aux=0.0, normalise="none")
+    architecture = sae.TopK(n_latents=plan["n"], k=plan["k"], aux=0.0, normalise="none", decoder=decoder)
     d = sae.start(architecture, {"site": start["rows"][:4096].to(plan["device"])}, seed=0)
     put(d.W_enc, start["W"]), put(d.W_dec, start["W"]), put(d.b_dec, start["mean"]), put(d.b_enc, None)
     settings = sae.Training(
@@ -210,9 +212,10 @@ CONTENDERS: dict[str, tuple[Callable[..., tuple[Step, Write]], bool]] = {
     "mechvis, plain twin": (lambda *args: mechvis(*args, fast=False), False),
     "mechvis": (mechvis, False),
     "mechvis, bf16 encoder": (mechvis, True),
+    "mechvis, free rows": (lambda *args: mechvis(*args, decoder="free"), False),
 }
 """By name: what makes it, and whether products are in bfloat16."""
-OURS = ("fair dense, bf16", "mechvis, plain twin", "mechvis", "mechvis, bf16 encoder")
+OURS = ("fair dense, bf16", "mechvis, plain twin", "mechvis", "mechvis, bf16 encoder", "mechvis, free rows")
 """Those that run in the Python of mechvis."""
 
 

@@ -112,7 +112,7 @@ def train(
     if launched(launch, out, together=True):
         return
     from sae.architectures import configured
-    from sae.parallel import join
+    from sae.parallel import join, leave
     from sae.training.job import Job
     from sae.training.settings import Training
     from sae.training.train import train as run
@@ -140,6 +140,7 @@ def train(
     if team.rank == 0 and parts.rank == 0:
         say(repr(found))
         say(f"saved in {out / 'dictionaries' / 'dictionary'}")
+    leave()
 
 
 def _stored(folder: Path, sites: tuple[str, ...], size: int, seed: int, part: tuple[int, int], buffer: str) -> Any:

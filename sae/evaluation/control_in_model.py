@@ -1,7 +1,8 @@
 """Causal control in the model: latents exchanged between images and their counterfactuals, the model as read-out.
 
 As `sae.evaluation.control`, on pairs of images that differ in one factor. The same latents are exchanged at all tokens
-of an image, and what the model then says is compared with what it says with the whole counterfactual activation in place.
+of an image, and what the model then says is compared with what it says with the whole counterfactual activation in
+place.
 """
 
 from collections.abc import Sequence

@@ -105,3 +105,12 @@ def start(device: str | None = None) -> None:
         dist.init_process_group(backend, init_method=place, rank=here.rank, world_size=here.size)
     else:  # started by torchrun, which says where
         dist.init_process_group(backend)
+
+
+def leave() -> None:
+    """Wait for the others, then end the connection: a process that goes while others still talk to it breaks them."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()

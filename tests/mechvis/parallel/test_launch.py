@@ -127,8 +127,9 @@ for out in ("three", "twice", "own-0", "own-1"):
     assert sorted(computed(out)) == once, f"{out}: a piece twice, or none"
 again = {out: len(computed(out)) - PIECES for out in ("one-killed", "all-killed")}
 print(f"computed again after 1 and {deaths} deaths: {again}")
-# Claims save work and promise no more: of ranks that find the same dead owner at once, two may take its piece.
-assert 0 <= again["one-killed"] <= 2 and 0 <= again["all-killed"] <= 2 * deaths, again
+# Claims save work and promise no more: of ranks that find the same dead owner at once, several may take its piece. But
+# what is finished is not done again.
+assert 0 <= again["one-killed"] < PIECES // 2 and 0 <= again["all-killed"] < PIECES, again
 for out in ("three", "one-killed", "all-killed", "twice", "own-0", "own-1"):
     names = ("table.parquet", "values.safetensors", "images.parquet")
     assert all((root / out / name).read_bytes() == (root / "whole" / name).read_bytes() for name in names), out

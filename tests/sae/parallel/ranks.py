@@ -78,7 +78,7 @@ def main(out: Path) -> None:
     for name, group in (("data-again", here), ("shards-again", split)):
         run(TOPK, out / name, *group, after=14)
         run(TOPK, out / name, *group)
-    torch.distributed.destroy_process_group()
+    parallel.leave()
 
 
 if __name__ == "__main__":
