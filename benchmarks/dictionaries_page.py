@@ -113,8 +113,8 @@ def _notes(results: dict[str, Any]) -> list[str]:
         "* FVU after the same rows is the same where the recipe is: mechvis in all its forms, the dense trainer and "
         "sparsify. That of the others differs with their recipes (free rows and their ranking; clipping; no bias), "
         "after few steps: it says nothing about what they end with. All start with rows that write too much (FVU over "
-        "1); free rows, as SAELens has them and as `mechvis, free rows` has, shrink at once. `sae.train` starts with an "
-        "encoder of the right length instead, which is switched off here, as everybody has the same weights.",
+        "1); free rows, as SAELens has them and as `mechvis, free rows` has, shrink at once. `sae.train` starts with "
+        "an encoder of the right length instead, which is switched off here, as everybody has the same weights.",
         "* `mechvis` logs FVU, L0, dead latents and the norm of gradients at every step; the peers' loops here do not.",
         "* Ranges in brackets are quartiles over rounds. The time on the processor does not count waiting for others, "
         "but a neighbour on the same core or cache slows every contender; ratios suffer less than milliseconds.",
