@@ -20,8 +20,8 @@ ARCHITECTURES = {
     "batch_topk": sae.BatchTopK(n_latents=64, k=4, k_aux=8, normalise="mean_square"),
 }
 SETTINGS = {
-    **{"tokens": 32 * 120, "batch": 32, "lr": 3e-3, "ema": 0.99, "k_start": 2.0, "k_steps": 30},
-    **{"log_every": 7, "save_every": 3, "dead_after": 64},
+    **{"tokens": 32 * 60, "batch": 32, "lr": 3e-3, "ema": 0.99, "k_start": 2.0, "k_steps": 20},
+    **{"log_every": 7, "save_every": 3, "dead_after": 64, "init_rows": 256},
 }
 
 
