@@ -12,7 +12,7 @@ KILLER = Path(__file__).with_name("killer.py")
 
 def killed(out: Path, kills: int, seed: int) -> dict:
     command = [sys.executable, "-W", "ignore", str(KILLER), str(out), str(kills), str(seed)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60 + 30 * kills, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
