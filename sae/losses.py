@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sae.active import Encoder, Values
-from sae.architecture import Step
+from sae.architecture import Architecture, Loss, Step
+from sae.ends import Ends
 from sae.select import row_support
 
 if TYPE_CHECKING:
@@ -81,6 +82,44 @@ class _SquaredError(torch.autograd.Function):
         return (error * scale if to_y else None), (error * -scale if to_y_hat else None)
 
 
+def aux_share(architecture: Architecture, ends: Ends) -> int:
+    """Dead latents that take part in AuxK, per row: `k_aux`, or half the width that is written; none without `aux`."""
+    return (architecture.k_aux or max(1, ends.d_out // 2)) if architecture.aux else 0
+
+
+def kept_loss(
+    d: "Dictionary",
+    encoder: Encoder,
+    codes: Values,
+    x: Float[Tensor, "row d_in"],
+    y: Float[Tensor, "row d_out"],
+    step: Step,
+    **seen: Tensor,
+) -> Loss:
+    """The loss of what keeps its largest latents: the share of variance that is not explained, and AuxK.
+
+    Args:
+        d: the dictionary.
+        encoder: this batch, encoded.
+        codes: what was kept.
+        x: what is read.
+        y: what has to be written.
+        step: the moment.
+        seen: for `after`.
+    """
+    a = d.architecture
+    y_hat = d.write(codes, x)
+    error = fvu(y, y_hat, step)
+    aux, _ = dead_latents_loss(d, encoder, y, y_hat, aux_share(a, d.ends), step)
+    return Loss(
+        total=error + a.aux * aux,
+        parts={"error": error.detach(), "aux": aux.detach()},
+        y_hat=y_hat.detach(),
+        codes=codes.detach(),
+        seen=seen,
+    )
+
+
 def dead_latents_loss(
     d: "Dictionary",
     encoder: Encoder,
@@ -88,6 +127,7 @@ def dead_latents_loss(
     y_hat: Float[Tensor, "row d_out"],
     k: int,
     step: Step,
+    weight: Float[Tensor, "latent d_out"] | None = None,
 ) -> tuple[Float[Tensor, ""], Values | None]:
     """AuxK: the k largest dead latents of each row try to write what the others left over (2406.04093, appendix A.2).
 
@@ -102,6 +142,7 @@ def dead_latents_loss(
         y_hat: what was written.
         k: how many latents per row.
         step: which latents are dead; `n_dead` limits k, so that no step has to count.
+        weight: decoder, where it is not simply `W_dec`.
 
     Returns:
         The loss (without its coefficient), and the codes of the dead latents (None if there is none).
@@ -121,5 +162,7 @@ def dead_latents_loss(
     scale = step.team.mean(squares(error, step.team.mean(error.mean(0))) / len(error))
     # Divided by zero, the loss could be set to zero afterwards, but its gradient would stay NaN.
     varies = scale > torch.finfo(scale.dtype).tiny
-    loss = squared_error(error, d.shards.sum(codes.decode(d.W_dec))) / torch.where(varies, scale, 1.0)
+    loss = squared_error(error, d.shards.sum(codes.decode(d.W_dec if weight is None else weight))) / torch.where(
+        varies, scale, 1.0
+    )
     return torch.where(varies & torch.isfinite(loss), loss, 0.0), codes

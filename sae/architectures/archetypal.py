@@ -32,7 +32,7 @@ from mechvis.kernels.support import Support
 from mechvis.kernels.topk import topk
 from sae.architecture import Architecture, Loss, Step
 from sae.initial import directions, geometric_median
-from sae.losses import dead_latents_loss, fvu
+from sae.losses import aux_share, dead_latents_loss, fvu
 from sae.normaliser import Kind
 from sae.select import batch_support
 
@@ -168,9 +168,7 @@ class Archetypal(Architecture):
         if self.skip:
             y_hat = y_hat + x @ d.W_skip.T
         error = fvu(y, y_hat, step)
-        shown = SimpleNamespace(W_dec=D, n_latents=self.n_latents, shards=d.shards)
-        k_aux = (self.k_aux or max(1, d.ends.d_out // 2)) if self.aux else 0
-        aux, _ = dead_latents_loss(shown, encoder, y, y_hat, k_aux, step)
+        aux, _ = dead_latents_loss(d, encoder, y, y_hat, aux_share(self, d.ends), step, weight=D)
         return Loss(
             total=error + self.aux * aux,
             parts={"error": error.detach(), "aux": aux.detach(), "relax": d.relax.detach().norm(dim=1).mean()},

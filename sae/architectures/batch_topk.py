@@ -17,7 +17,7 @@ from torch import Tensor
 from mechvis.errors import BadData
 from sae.architecture import Architecture, Loss, Step
 from sae.architectures.topk import ranked
-from sae.losses import dead_latents_loss, fvu
+from sae.losses import kept_loss
 from sae.normaliser import Kind
 from sae.select import batch_support, rankable
 
@@ -81,18 +81,7 @@ class BatchTopK(Architecture):
     def loss(self, d: "Dictionary", x: Tensor, y: Tensor, step: Step) -> Loss:
         """See the module."""
         encoder, codes, least = self.chosen(d, x, step)
-        y_hat = d.write(codes, x)
-        error = fvu(y, y_hat, step)
-        aux, _ = dead_latents_loss(
-            d, encoder, y, y_hat, (self.k_aux or max(1, d.ends.d_out // 2)) if self.aux else 0, step
-        )
-        return Loss(
-            total=error + self.aux * aux,
-            parts={"error": error.detach(), "aux": aux.detach()},
-            y_hat=y_hat.detach(),
-            codes=codes.detach(),
-            seen={"least": least},
-        )
+        return kept_loss(d, encoder, codes, x, y, step, least=least)
 
     def chosen(self, d: "Dictionary", x: Tensor, step: Step) -> "tuple[Encoder, Values, Tensor]":
         """The batch encoded, its codes, and the least of them."""

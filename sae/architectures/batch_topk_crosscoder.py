@@ -33,7 +33,7 @@ from mechvis.kernels.support import Support
 from sae.active import Values
 from sae.architecture import Architecture, Loss, Step
 from sae.architectures.crosscoder import errors_by_site, side_by_side, site_norms
-from sae.losses import dead_latents_loss
+from sae.losses import aux_share, dead_latents_loss
 from sae.normaliser import Kind
 from sae.select import batch_support
 
@@ -155,7 +155,7 @@ class BatchTopKCrosscoder(Architecture):
             codes, y_hat = self._decoupled(d, encoder, supports, x)
         widths = list(d.ends.writes.values())
         error = torch.stack([part.norm(dim=1).mean() for part in (y - y_hat).split(widths, dim=1)]).mean()
-        k_aux = (self.k_aux or max(1, d.ends.d_out // 2)) if self.aux else 0
+        k_aux = aux_share(self, d.ends)
         aux, _ = dead_latents_loss(d, encoder, y, y_hat, k_aux, step)
         return Loss(
             total=error + self.aux * aux,

@@ -27,7 +27,7 @@ from mechvis.kernels.support import Support
 from sae.active import Values
 from sae.architecture import Loss, Step
 from sae.architectures.batch_topk import BatchTopK
-from sae.losses import dead_latents_loss, fvu
+from sae.losses import aux_share, dead_latents_loss, fvu
 
 if TYPE_CHECKING:
     from sae.active import Encoder
@@ -104,7 +104,7 @@ class Matryoshka(BatchTopK):
             written = written + x @ d.W_skip.T
         errors = torch.stack([fvu(y, y_hat, step) for y_hat in written])
         error = errors.sum() if self.reduce == "sum" else errors.mean()
-        k_aux = (self.k_aux or max(1, d.ends.d_out // 2)) if self.aux else 0
+        k_aux = aux_share(self, d.ends)
         if self.aux_per_group:
             aux = _aux_per_group(d, encoder, y, written, bounds, k_aux, step)
         else:

@@ -23,7 +23,7 @@ from mechvis.kernels.topk import topk
 from sae.architecture import Architecture, Loss, Step
 from sae.architectures.matryoshka import written_by_group
 from sae.architectures.topk import ranked
-from sae.losses import dead_latents_loss, fvu
+from sae.losses import aux_share, dead_latents_loss, fvu
 
 if TYPE_CHECKING:
     from sae.active import Values
@@ -92,9 +92,7 @@ class NestedK(Architecture):
             written = written + x @ d.W_skip.T
         errors = torch.stack([fvu(y, y_hat, step) for y_hat in written])
         error = (errors * errors.new_tensor(self.shares())).sum()
-        aux, _ = dead_latents_loss(
-            d, encoder, y, written[-1], (self.k_aux or max(1, d.ends.d_out // 2)) if self.aux else 0, step
-        )
+        aux, _ = dead_latents_loss(d, encoder, y, written[-1], aux_share(self, d.ends), step)
         return Loss(
             total=error + self.aux * aux,
             parts={

@@ -24,7 +24,7 @@ from sae.active import Encoder, Values
 from sae.architecture import Architecture, Loss, Step
 from sae.density import settled
 from sae.initial import usual
-from sae.losses import dead_latents_loss, squared_error, variance
+from sae.losses import aux_share, dead_latents_loss, squared_error, variance
 
 if TYPE_CHECKING:
     from sae.dictionary import Dictionary
@@ -127,7 +127,7 @@ def revived(d: "Dictionary", encoder: Encoder, y: Tensor, y_hat: Tensor, step: S
     a = d.architecture
     if not a.aux:
         return y.new_zeros(())
-    share, _ = dead_latents_loss(d, encoder, y, y_hat, a.k_aux or max(1, d.ends.d_out // 2), step)
+    share, _ = dead_latents_loss(d, encoder, y, y_hat, aux_share(a, d.ends), step)
     return share * variance(y, step)
 
 

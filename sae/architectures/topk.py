@@ -15,7 +15,7 @@ from mechvis.errors import BadData
 from mechvis.kernels.support import Support
 from mechvis.kernels.topk import topk
 from sae.architecture import Architecture, Loss, Step
-from sae.losses import dead_latents_loss, fvu
+from sae.losses import kept_loss
 from sae.select import row_support
 
 if TYPE_CHECKING:
@@ -62,17 +62,7 @@ class TopK(Architecture):
         norms = None if self.decoder == "unit" else d.W_dec.detach().norm(dim=1)
         support, _ = row_support(d, encoder, k, scale=norms)
         codes = encoder.at(support).map(torch.relu)
-        y_hat = d.write(codes, x)
-        error = fvu(y, y_hat, step)
-        aux, _ = dead_latents_loss(
-            d, encoder, y, y_hat, (self.k_aux or max(1, d.ends.d_out // 2)) if self.aux else 0, step
-        )
-        return Loss(
-            total=error + self.aux * aux,
-            parts={"error": error.detach(), "aux": aux.detach()},
-            y_hat=y_hat.detach(),
-            codes=codes.detach(),
-        )
+        return kept_loss(d, encoder, codes, x, y, step)
 
 
 def ranked(d: "Dictionary", pre: Tensor) -> Tensor:
