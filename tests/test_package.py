@@ -58,6 +58,7 @@ PUBLIC = (
     "sae.attribution",
     "sae.baselines",
     "sae.dashboards",
+    "sae.data",
     "sae.diffing",
     "sae.evaluation",
     "sae.flow",

@@ -1,11 +1,14 @@
 """Killed (SIGKILL) at random moments, the same call goes on and ends with the same bits: weights and log."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked")
 
 KILLER = Path(__file__).with_name("killer.py")
 
