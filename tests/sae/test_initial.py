@@ -1,4 +1,4 @@
-"""How dictionaries start: directions between data and chance, a centre that outliers leave, an encoder of good length."""
+"""How dictionaries start: directions between data and chance, a centre without outliers, an encoder of good length."""
 
 import pytest
 import torch
