@@ -1,0 +1,1 @@
+"""One attribution method a file; `mechvis.attribution.METHODS` lists them by name."""
