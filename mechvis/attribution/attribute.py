@@ -76,9 +76,9 @@ def attribute(
     chosen = chosen() if isinstance(chosen, type) else chosen
     if not isinstance(chosen, Method):
         raise BadData(f"method is a name or a method, got {type(chosen).__name__}.")
-    model, target = _vision(model, target)
+    model, target = vision_of(model, target)
     ids = _ids(images, example_ids)
-    labels = _labels(model, images)
+    labels = labels_of(model, images)
     cost, started, found, rows = Cost(), time.perf_counter(), [], []
     if batch_size < 1 or rows_at_once < 1:
         raise OutOfRange(f"batch_size={batch_size}, rows_at_once={rows_at_once}: give at least 1.")
@@ -86,7 +86,7 @@ def attribute(
         for start in range(0, len(images), batch_size):
             part = slice(start, start + batch_size)
             pixels = model.inputs(images[part])
-            settled = _settled(model, pixels, None if labels is None else labels[part], target, contrast, form, part)
+            settled = settle(model, pixels, None if labels is None else labels[part], target, contrast, form, part)
             ask = Question(
                 model=model,
                 pixels=pixels,
@@ -100,7 +100,8 @@ def attribute(
             found.append(maps)
             rows.append(_rows(ask, maps, start, labels))
             bar.update(len(pixels))
-    return _record(model, images, chosen, found, pl.concat(rows), cost, time.perf_counter() - started, seed)
+    seconds = time.perf_counter() - started
+    return _record(model, images, chosen, found, pl.concat(rows), cost, seconds, seed, settled)
 
 
 def maps_of(method: Method, ask: Question) -> Tensor:
@@ -124,8 +125,8 @@ def checked(maps: Maps, ask: Question, first: int) -> Maps:
     return replace(maps, values=maps.values.detach())
 
 
-def _vision(model: Any, target: Any) -> tuple[Any, Any]:
-    """The vision tower, with a zero-shot head for texts."""
+def vision_of(model: Any, target: Any) -> tuple[Any, Any]:
+    """The vision tower and the target; of a CLIP model with a zero-shot head over the texts of the target."""
     if not hasattr(model, "vision"):
         if model.parts.modality != "image":
             raise BadData("attributions are over patches of images; this is a text tower.")
@@ -151,7 +152,8 @@ def _ids(images: Any, given: Sequence[int] | None) -> Tensor:
     return ids
 
 
-def _labels(model: Any, images: Any) -> Tensor | None:
+def labels_of(model: Any, images: Any) -> Tensor | None:
+    """Labels of an image set in the model's classes; None where there are none, or they are not the model's."""
     if not isinstance(images, ImageSet) or images.labels is None:
         return None
     try:
@@ -160,7 +162,7 @@ def _labels(model: Any, images: Any) -> Tensor | None:
         return None  # classes of the images are not the model's: there is no true class to explain
 
 
-def _settled(model: Any, pixels: Tensor, labels: Any, target: Any, contrast: Any, form: Any, part: slice) -> Target:
+def settle(model: Any, pixels: Tensor, labels: Any, target: Any, contrast: Any, form: Any, part: slice) -> Target:
     if isinstance(target, Target):
         return target[part]
     with torch.no_grad():
@@ -216,6 +218,7 @@ def _record(
     cost: Cost,
     seconds: float,
     seed: int,
+    target: Target,
 ) -> Attribution:
     values = torch.cat([one.values for one in found]).float().cpu()
     flat = values.max(1).values == values.min(1).values
@@ -247,6 +250,9 @@ def _record(
             "claims": {name: getattr(claims, name) for name in claims.__dataclass_fields__},
             "source": method.SOURCE,
             "seed": seed,
+            "form": target.form,
+            "target_rule": target.rule,
+            "contrast_rule": target.contrast_rule,
             "flat_maps": int(flat.sum()),
             "prefix_tokens": list(parts.prefix),
             "forwards": cost.forwards,

@@ -35,7 +35,7 @@ __all__ = publish(
         "OnlineCode": "probes.linear.online_code",
         "online_code": "probes.linear.online_code",
         "control_labels": "probes.linear.control",
-        "random_copy": "probes.linear.baselines",
+        "random_copy": "mechvis.models.random_copy",
         "pixel_features": "probes.linear.baselines",
         "Split": "probes.linear.split",
         "split_images": "probes.linear.split",
@@ -44,8 +44,9 @@ __all__ = publish(
 )
 
 if TYPE_CHECKING:  # for editors and type checkers
+    from mechvis.models.random_copy import random_copy
     from probes.linear.base import LinearProbe, NotFitted
-    from probes.linear.baselines import pixel_features, random_copy
+    from probes.linear.baselines import pixel_features
     from probes.linear.control import control_labels
     from probes.linear.erasers import Eraser, inlp, leace, project_out
     from probes.linear.erasing import erase

@@ -14,7 +14,7 @@ from mechvis.data.images import ImageSet
 from mechvis.errors import unknown
 from mechvis.stats import RESAMPLES
 from probes.features import Choice, collect
-from probes.linear.baselines import pixel_features, random_copy
+from probes.linear.baselines import pixel_features
 from probes.linear.layers import WEIGHT_DECAYS, probe_layers
 from probes.linear.record import LinearProbes
 from probes.linear.solvers import Solver
