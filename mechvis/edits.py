@@ -16,12 +16,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from mechvis.errors import BadData, OutputNotWritable, ShapeMismatch, StoreCorrupt, unknown
+
+if TYPE_CHECKING:
+    from mechvis.cards.data import CardData
+    from mechvis.cards.faithfulness_card import FaithfulnessCard
 
 KINDS = ("zero", "mean", "mean_positional", "resample", "patch", "add", "scale", "project", "freeze", "call")
 TOKEN_NAMES = ("cls", "registers", "prefix", "patches")
@@ -129,6 +133,13 @@ class Edit:
             "fn": self._function(),
             "shapes": {name: [str(t.dtype), *t.shape] for name, t in sorted(self._tensors().items())},
         }
+
+    def card(self, data: "CardData", level: str = "smoke", seed: int = 0) -> "FaithfulnessCard":
+        """How far to believe that this edit does what it should: see :func:`mechvis.cards.edit_card` (which takes
+        several edits, and the metric and images that they are meant for)."""
+        from mechvis.cards.of_edit import edit_card
+
+        return edit_card(self, data, level=level, seed=seed)
 
     def _function(self) -> Any:
         if isinstance(self.fn, SavedFunction):

@@ -13,7 +13,6 @@ Importing this module costs polars and numpy; figures, reports and xarray are im
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +33,9 @@ from mechvis.errors import (
 if TYPE_CHECKING:
     import xarray
     from matplotlib.figure import Figure
+
+    from mechvis.cards.data import CardData
+    from mechvis.cards.faithfulness_card import FaithfulnessCard
 
 FORMAT = "mechvis.result"
 FORMAT_VERSION = 1
@@ -318,6 +320,7 @@ class Result:
                     title=self.title,
                     label=label,
                     column=axis,
+                    n=_count(rows["n"]),
                 )
         shown = rows
         if rows.height > 40:
@@ -331,6 +334,7 @@ class Result:
             significant=shown["significant"].to_numpy(),
             title=self.title + more,
             label=label,
+            n=_count(shown["n"]),
         )
 
     def save(self, folder: str | Path) -> Path:
@@ -416,6 +420,12 @@ class Result:
         ) as error:
             raise StoreCorrupt(f"{folder / name} does not hold what a result needs: {error}") from error
 
+    def card(self, data: "CardData", level: str = "smoke", seed: int = 0) -> "FaithfulnessCard":
+        """How far to believe this ranking: see :func:`mechvis.cards.ranking_card`."""
+        from mechvis.cards.of_ranking import ranking_card
+
+        return ranking_card(self, data, level=level, seed=seed)
+
     def report(self, path: str | Path) -> Path:
         """Write one self-contained HTML file: what was found, how far to believe it, figure, tables, provenance.
 
@@ -444,19 +454,9 @@ class Result:
         return "\n".join(lines + (["  ..."] if rows.height > 5 else []))
 
     def _repr_html_(self) -> str:
-        rows = self.rows()
-        body = "".join(
-            f"<tr><td>{escape(row['unit'])}</td><td style='text-align:right'>{row['effect']:+.4g}</td>"
-            f"<td>{escape(_interval(row))}</td><td style='text-align:right'>{row['n']}</td>"
-            f"<td>{'yes' if row['significant'] else ''}</td></tr>"
-            for row in self.top(10).iter_rows(named=True)
-        )
-        shown = f", 10 of {rows.height} units" if rows.height > 10 else ""
-        return (
-            f"<div><b>{escape(self.title)}</b> ({escape(self.kind)}): effect on {escape(self.metrics[0])}{shown}"
-            "<table><thead><tr><th>unit</th><th>effect</th><th>95 % interval</th><th>n</th>"
-            f"<th>survives FDR</th></tr></thead><tbody>{body}</tbody></table></div>"
-        )
+        from mechvis.show import result, safely
+
+        return safely(result, self)
 
 
 def unit_name(

@@ -52,7 +52,7 @@ CONTROLS = (RandomMap(), CentrePrior(), InputNorm())
 """What knows nothing of the model."""
 COPIES = {"smoke": 1, "standard": 3, "full": 5}
 """Models with random weights."""
-STEPS = {"smoke": 16, "standard": 32, "full": 64}
+STEPS = {"smoke": 8, "standard": 32, "full": 64}
 """Points of a curve."""
 
 
@@ -227,14 +227,14 @@ def _better(draft: Draft, areas: dict[tuple[str, str, str], np.ndarray], seed: i
             found = stats.paired_difference(areas[name, "score", ""], areas[name, "score", control], seed=seed)
             lows.append(float(found.low[0]))
         why = (
-            f"smallest lower end, over {len(used)} operators, of the paired 95 % interval of ABPC minus that of "
+            f"smallest lower end, over {len(used)} operators, of the paired 95 % interval: ABPC minus that of "
             f"{control}"
         )
         draft.gate(f"G6{letter}", min(lows), ">", 0.0, why)
 
 
 def _sensitivity(areas: dict[tuple[str, str, str], np.ndarray]) -> pl.DataFrame:
-    """Does the order of this map and its controls change with the operator or the score? Kendall's tau of mean areas."""
+    """Does the order of this map and its controls depend on the operator or the score? Kendall's tau of mean areas."""
     ways = list(dict.fromkeys((name, form) for name, form, _ in areas))
     whose = list(dict.fromkeys(who for _, _, who in areas))
     means = {way: [float(np.nanmean(areas[*way, who])) for who in whose] for way in ways}

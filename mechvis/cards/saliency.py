@@ -15,14 +15,13 @@ def saliency_fields(card: "FaithfulnessCard") -> dict[str, str]:
     """
     method = card.content["method"]
     claims, cost = method.get("claims", {}), card.content["cost"]
-    gates = {gate.id: gate for gate in card.gates}
 
     def answer(id: str) -> str:
-        gate = gates.get(id)
-        if gate is None or gate.status in ("not run", "not applicable"):
+        asked = [gate for gate in card.gates if gate.id.startswith(id) and gate.status in ("pass", "fail")]
+        if not asked:
             return "not tested"
-        shown = "" if gate.statistic is None else f" ({gate.statistic:.3g})"
-        return f"{'yes' if gate.status == 'pass' else 'no'}{shown}"
+        shown = ", ".join(f"{gate.statistic:.3g}" for gate in asked if gate.statistic is not None)
+        return f"{'yes' if all(gate.status == 'pass' for gate in asked) else 'no'} ({shown})"
 
     reads = {"gradient": "needs gradients of the model", "attention": "needs attention patterns"}
     return {
