@@ -10,9 +10,8 @@ kept or scored edge: `edge`, `writer`, `reader`, `kept`, `score`). Nothing in it
 import io
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -20,6 +19,9 @@ from jaxtyping import Bool, Float
 from circuits.edges.graph import EdgeGraph
 from mechvis import files
 from mechvis.errors import BadData, NotFinite, ResultMismatch, ShapeMismatch, StoreCorrupt
+
+if TYPE_CHECKING:
+    from mechvis.cards.faithfulness_card import FaithfulnessCard
 
 FORMAT = "mechvis.circuit"
 FORMAT_VERSION = 1
@@ -197,6 +199,12 @@ class Circuit:
                 "counterpart there."
             )
 
+    def card(self, data: Any, level: str = "smoke", seed: int = 0) -> "FaithfulnessCard":
+        """How far to believe this circuit: see :func:`circuits.card.circuit_card`; `data` is a task on other images."""
+        from circuits.card import circuit_card
+
+        return circuit_card(self, data, level=level, seed=seed)
+
     # files
 
     def save(self, folder: str | Path) -> Path:
@@ -297,7 +305,9 @@ class Circuit:
         return "\n".join(lines + (["  ..."] if len(order) > 20 else []))
 
     def _repr_html_(self) -> str:
-        return f"<pre>{escape(str(self))}</pre>"
+        from mechvis.show import circuit, safely
+
+        return safely(circuit, self)
 
 
 def scores_of(result: Any, graph: EdgeGraph, metric: str | None = None) -> Float[np.ndarray, "writer reader"]:
