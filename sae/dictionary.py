@@ -10,7 +10,7 @@ On disk it is a folder: `cfg.json` (format, version, architecture, ends, scaling
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,10 @@ from sae.ends import Ends
 from sae.initial import calibrate
 from sae.normaliser import OF_ROWS, Scaled, factors, require_possible, scaled
 from sae.shards import WHOLE, Shards
+
+if TYPE_CHECKING:
+    from mechvis.cards.data import CardData
+    from mechvis.cards.faithfulness_card import FaithfulnessCard
 
 FORMAT = "mechvis.dictionary"
 FORMAT_VERSION = 1
@@ -200,6 +204,12 @@ class Dictionary(nn.Module):
 
     # -- files -------------------------------------------------------------------------------------------------------
 
+    def card(self, data: "CardData", level: str = "smoke", seed: int = 0) -> "FaithfulnessCard":
+        """How far to believe this dictionary: see :func:`sae.card.dictionary_card`."""
+        from sae.card import dictionary_card
+
+        return dictionary_card(self, data, level=level, seed=seed)
+
     def save(self, folder: str | Path, *, fold: bool = True) -> Path:
         """Write the dictionary; a crash leaves the old one or the new one.
 
@@ -281,6 +291,11 @@ class Dictionary(nn.Module):
 
     def __repr__(self) -> str:
         return f"Dictionary({self.extra_repr()})"
+
+    def _repr_html_(self) -> str:
+        from mechvis.show import dictionary, safely
+
+        return safely(dictionary, self)
 
 
 def start(

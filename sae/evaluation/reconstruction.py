@@ -125,6 +125,19 @@ class Reconstruction:
             fires = active[:, at].sum((0, 1)).cpu().numpy()
             self._fires[kind] = self._fires.get(kind, 0) + fires
 
+    def per_image(self) -> dict[str, dict[str, Float[np.ndarray, " image"]]]:
+        """By type of token: `error`, `variance` (around the mean of all these rows), `l0` and `rows` of each image;
+        FVU is the ratio of the sums of the first two.
+
+        Raises:
+            BadData: nothing was counted.
+        """
+        found = {}
+        for kind, sums in self._sums().items():
+            variance = _variance(sums)
+            found[kind] = {**{name: sums[name] for name in ("error", "l0", "rows")}, "variance": variance}
+        return found
+
     def found(self, seed: int = 0) -> dict[str, Fit]:
         """By type of token; all together first.
 
@@ -134,6 +147,11 @@ class Reconstruction:
         Raises:
             BadData: nothing was counted.
         """
+        sums = self._sums()
+        fires = {ALL: sum(self._fires.values()), **self._fires}
+        return {kind: _fit(one, fires[kind], seed) for kind, one in sums.items()}
+
+    def _sums(self) -> dict[str, dict[str, np.ndarray]]:
         if not self._parts:
             raise BadData("nothing was counted: there were no images.")
         by_kind = {
@@ -141,15 +159,18 @@ class Reconstruction:
             for kind, parts in self._parts.items()
         }
         together = {name: sum(sums[name] for sums in by_kind.values()) for name in next(iter(by_kind.values()))}
-        fires = {ALL: sum(self._fires.values()), **self._fires}
-        return {kind: _fit(sums, fires[kind], seed) for kind, sums in {ALL: together, **by_kind}.items()}
+        return {ALL: together, **by_kind}
+
+
+def _variance(sums: Mapping[str, np.ndarray]) -> Float[np.ndarray, " image"]:
+    """Σ ‖y - ȳ‖² of an image from its sums; all images together give the dataset's."""
+    centre = sums["y"].sum(0) / sums["rows"].sum()
+    return sums["squares"] - 2 * sums["y"] @ centre + sums["rows"] * (centre @ centre)
 
 
 def _fit(sums: Mapping[str, np.ndarray], fires: np.ndarray, seed: int) -> Fit:
     rows = sums["rows"].sum()
-    centre = sums["y"].sum(0) / rows
-    # Σ ‖y - ȳ‖² of an image from its sums; all images together give the dataset's.
-    variance = sums["squares"] - 2 * sums["y"] @ centre + sums["rows"] * (centre @ centre)
+    variance = _variance(sums)
     still = variance.sum() <= 1e-12 * max(sums["squares"].sum(), 1e-300)
     return Fit(
         fvu=(float("nan"),) * 3 if still else ratio(sums["error"], variance, seed=seed),

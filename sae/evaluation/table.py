@@ -92,7 +92,7 @@ def evaluate(
     unchecked = _overlaps(named, images, reference, trained_on, allow_overlap)
     if reference is None:
         reference, images = images.split(1 / 3, 2 / 3, seed=seed)
-    reads, writes = _places(named, model, site, head, tokens)
+    reads, writes = places_of(named, model, site, head, tokens)
     wanted, left_out = _metrics(metrics, model, images, reference, reads, writes, named)
     known = reference_rows(model, reference, {**reads, **writes}, batch_size=batch_size, seed=seed, progress=progress)
     judged = {name: Judged(dictionary=d, kind="trained") for name, d in named.items()}
@@ -193,7 +193,7 @@ def _overlaps(
     return [note for note in notes if note]
 
 
-def _places(
+def places_of(
     named: Mapping[str, Dictionary], model: Any, site: str | None, head: int | None, tokens: Any
 ) -> tuple[dict[str, Place], dict[str, Place]]:
     ends = next(iter(named.values())).ends
