@@ -107,3 +107,8 @@ class Cache(Mapping[str, Tensor]):
                 f"{str(value.dtype).removeprefix('torch.')}"
             )
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        from mechvis.show import cache, safely
+
+        return safely(cache, self)

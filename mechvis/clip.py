@@ -237,6 +237,11 @@ class HookedCLIP:
         said = f"logit scale {scale}{'' if bias is None else f', bias {bias}'}, trained with a {self.towers.loss}"
         return f"HookedCLIP({said})\n{self.vision!r}\n{self.text!r}"
 
+    def _repr_html_(self) -> str:
+        from mechvis.show import clip, safely
+
+        return safely(clip, self)
+
 
 def _slices(rows: Any, size: int) -> Iterator[Any]:
     """Rows in groups; what has no rows goes as it is, to be refused where it arrives."""

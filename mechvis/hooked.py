@@ -735,3 +735,8 @@ class HookedViT(HookedRootModule):
             f"{self.cfg.n_heads} heads x {self.cfg.d_head}, d_model={self.cfg.d_model}{size}, "
             f"{len(self.graph)} sites){parity}\n{self.graph!r}"
         )
+
+    def _repr_html_(self) -> str:
+        from mechvis.show import model, safely
+
+        return safely(model, self)

@@ -25,7 +25,9 @@ def publish(package: str, home: Mapping[str, str], modules: tuple[str, ...] = ()
 
     class Package(ModuleType):
         def __setattr__(self, name: str, value: object) -> None:
-            if isinstance(value, ModuleType) and home.get(name) == value.__name__:
+            if isinstance(value, ModuleType) and name in home and value.__name__ == f"{package}.{name}":
+                if home[name] != value.__name__:
+                    return  # the public thing of this name lives elsewhere: found when first asked for
                 value = getattr(value, name)
             super().__setattr__(name, value)
 

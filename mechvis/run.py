@@ -207,6 +207,11 @@ class Run:
         done = f", {len(self.edits)} edits" if self.edits else ""
         return f"Run({self.output_site} {list(self.output.shape)}, {len(self.cache)} captured{done})"
 
+    def _repr_html_(self) -> str:
+        from mechvis.show import run, safely
+
+        return safely(run, self)
+
 
 def check_sites(names: Sequence[str], graph) -> frozenset[str]:
     """Canonical names for a list of capture patterns."""

@@ -23,17 +23,72 @@ __all__ = publish(
         "Claims": "mechvis.attribution.method",
         "Question": "mechvis.attribution.question",
         "ActTimesGrad": "mechvis.attribution.methods.act_x_grad",
+        "RawAttention": "mechvis.attribution.methods.rollout",
+        "AttentionRollout": "mechvis.attribution.methods.rollout",
+        "GradientRollout": "mechvis.attribution.methods.rollout",
+        "TransitionMaps": "mechvis.attribution.methods.rollout",
+        "TokenTM": "mechvis.attribution.methods.rollout",
+        "GradCam": "mechvis.attribution.methods.grad_cam",
+        "Chefer": "mechvis.attribution.methods.chefer",
+        "LeGrad": "mechvis.attribution.methods.le_grad",
+        "LayerIG": "mechvis.attribution.methods.layer_ig",
+        "InputIG": "mechvis.attribution.methods.layer_ig",
+        "Captum": "mechvis.attribution.methods.through_captum",
+        "Saliency": "mechvis.attribution.methods.through_captum",
+        "InputXGradient": "mechvis.attribution.methods.through_captum",
+        "SmoothGrad": "mechvis.attribution.methods.through_captum",
+        "GradientShap": "mechvis.attribution.methods.through_captum",
+        "GlobEnc": "mechvis.attribution.methods.glob_enc",
+        "IIA": "mechvis.attribution.methods.iia",
         "RandomMap": "mechvis.attribution.methods.controls",
         "CentrePrior": "mechvis.attribution.methods.controls",
         "InputNorm": "mechvis.attribution.methods.controls",
+        "Occlusion": "mechvis.attribution.methods.occlusion",
+        "Rise": "mechvis.attribution.methods.rise",
+        "Shapley": "mechvis.attribution.methods.shapley",
+        "Iba": "mechvis.attribution.methods.iba",
+        "Superpixels": "mechvis.attribution.cells",
+        "Sobol": "mechvis.attribution.methods.sobol",
+        "Hsic": "mechvis.attribution.methods.hsic",
+        "KernelShap": "mechvis.attribution.methods.kernel_shap",
+        "ExtremalPerturbation": "mechvis.attribution.methods.extremal",
     },
 )
 
 if TYPE_CHECKING:  # for editors and type checkers
     from mechvis.attribution.attribute import attribute
     from mechvis.attribution.attribution import Attribution
+    from mechvis.attribution.cells import Superpixels
     from mechvis.attribution.method import Claims, Maps, Method
     from mechvis.attribution.methods.act_x_grad import ActTimesGrad
+    from mechvis.attribution.methods.chefer import Chefer
     from mechvis.attribution.methods.controls import CentrePrior, InputNorm, RandomMap
+    from mechvis.attribution.methods.extremal import ExtremalPerturbation
+    from mechvis.attribution.methods.glob_enc import GlobEnc
+    from mechvis.attribution.methods.grad_cam import GradCam
+    from mechvis.attribution.methods.hsic import Hsic
+    from mechvis.attribution.methods.iba import Iba
+    from mechvis.attribution.methods.iia import IIA
+    from mechvis.attribution.methods.kernel_shap import KernelShap
+    from mechvis.attribution.methods.layer_ig import InputIG, LayerIG
+    from mechvis.attribution.methods.le_grad import LeGrad
+    from mechvis.attribution.methods.occlusion import Occlusion
+    from mechvis.attribution.methods.rise import Rise
+    from mechvis.attribution.methods.rollout import (
+        AttentionRollout,
+        GradientRollout,
+        RawAttention,
+        TokenTM,
+        TransitionMaps,
+    )
+    from mechvis.attribution.methods.shapley import Shapley
+    from mechvis.attribution.methods.sobol import Sobol
+    from mechvis.attribution.methods.through_captum import (
+        Captum,
+        GradientShap,
+        InputXGradient,
+        Saliency,
+        SmoothGrad,
+    )
     from mechvis.attribution.names import METHODS, method
     from mechvis.attribution.question import Question

@@ -6,11 +6,13 @@ weights, of another class, of the same image in another batch (`mechvis.cards`).
 """
 
 import dataclasses
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -68,10 +70,10 @@ class Method(ABC):
         """Maps for one batch of images. What an image gets must not depend on the others in the batch."""
 
     def settings(self) -> dict[str, Any]:
-        """The settings as JSON can hold them.
+        """The settings as JSON can hold them; a tensor is written down by its shape and a hash.
 
         Raises:
-            BadData: a setting is a tensor or an object (a pool of pixels); give it a name in `facts` instead.
+            BadData: a setting is an object that has no name.
         """
         return {one.name: _plain(one.name, getattr(self, one.name)) for one in dataclasses.fields(self)}
 
@@ -81,11 +83,17 @@ class Method(ABC):
 
         Raises:
             UnknownName: a setting that it does not have, with the nearest ones.
+            BadData: a setting was a tensor, of which only shape and hash are written down.
         """
         known = {one.name for one in dataclasses.fields(cls)}
         for name in settings:
             if name not in known:
                 raise unknown(f"setting of {cls.NAME}", name, sorted(known))
+            if isinstance(settings[name], Mapping) and "tensor" in settings[name]:
+                raise BadData(
+                    f"the setting {name!r} of {cls.NAME} was a tensor {settings[name]['tensor']}, which a record does "
+                    "not hold; make the method again with the tensor."
+                )
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
 
 
@@ -94,6 +102,9 @@ def _plain(name: str, value: Any) -> Any:
         return value
     if isinstance(value, (tuple, list)):
         return [_plain(name, entry) for entry in value]
+    if isinstance(value, Tensor):
+        content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        return {"tensor": list(value.shape), "sha256": hashlib.sha256(content).hexdigest()[:16]}
     if hasattr(value, "title"):  # an operator
         return value.title
     raise BadData(f"the setting {name!r} is a {type(value).__name__}, which cannot be written down.")

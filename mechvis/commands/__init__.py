@@ -8,9 +8,9 @@ calls (`calls` says which), except for the few that say where models, images and
 | `bundled.py` | `models`, `data export`, `zoo train` |
 | `graph.py` | `sites` |
 | `ablation.py` | `sweep` |
-| `saved.py` | `report` |
+| `reporting.py` | `report` |
 | `checks.py` | `selftest` |
-| `words.py`, `processes.py` | none: what commands of all packages share |
+| `saved.py`, `words.py`, `processes.py` | none: what commands of all packages share |
 """
 
 from mechvis.commands.ablation import sweep
@@ -18,7 +18,7 @@ from mechvis.commands.bundled import data, models, zoo
 from mechvis.commands.checks import selftest
 from mechvis.commands.graph import sites
 from mechvis.commands.processes import launched
-from mechvis.commands.saved import report
+from mechvis.commands.reporting import report
 from mechvis.commands.words import (
     SCENES_N,
     SCENES_SEED,

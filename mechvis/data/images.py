@@ -197,6 +197,11 @@ class ImageSet:
         known += [f"{len(self.skipped)} skipped"] if self.skipped else []
         return f"ImageSet({self.name!r}, {len(self)} images, {', '.join(known)})"
 
+    def _repr_html_(self) -> str:
+        from mechvis.show import images, safely
+
+        return safely(images, self)
+
 
 def refuse_overlap(first: ImageSet, second: ImageSet, *, what: str) -> None:
     """Raise if two sets that must be disjoint share an image.

@@ -6,7 +6,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mechvis.errors import ShapeMismatch
-from mechvis.plots.look import GREY, INK, LINES, OPPOSES, PALE, SUPPORTS, bare, numbers, plain
+from mechvis.plots.look import (
+    GREY,
+    INK,
+    LINES,
+    OPPOSES,
+    PALE,
+    SUPPORTS,
+    bare,
+    headline,
+    numbers,
+    sample,
+    short,
+    wrapped,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,6 +34,7 @@ def bars(
     significant: np.ndarray | None = None,
     title: str = "",
     label: str = "effect (clean - edited)",
+    n: int | str | None = None,
 ) -> "Figure":
     """Horizontal bars in the order given, first on top.
 
@@ -32,6 +46,7 @@ def bars(
         significant: bool `[unit]`; other bars are drawn pale.
         title: above the figure.
         label: under the axis; says what is measured, and in which unit.
+        n: images under each effect, for the note above the bars.
 
     Raises:
         ShapeMismatch: arrays of different lengths, or an interval with one end only.
@@ -66,24 +81,13 @@ def bars(
         axes.hlines(places, low, high, color=INK, linewidth=1.1)
         axes.plot(low, places, "|", high, places, "|", color=INK, markersize=5)
     axes.axvline(0, color=GREY, linewidth=0.8)
-    axes.set_yticks(places, [plain(name) for name in names])
+    axes.set_yticks(places, [short(name) for name in names])
     axes.set_ylim(len(effects) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel(plain(label), color=INK, size=9)
-    if title:
-        axes.set_title(plain(title), loc="left", size=10, color=INK, pad=6 if strong.all() else 18)
-    if not strong.all():
-        axes.annotate(
-            "pale: does not survive the false-discovery-rate correction",
-            (1, 1),
-            xycoords="axes fraction",
-            xytext=(0, 3),
-            textcoords="offset points",
-            size=7,
-            color=GREY,
-            ha="right",
-            va="bottom",
-        )
+    axes.set_xlabel(wrapped(label, 50), color=INK, size=9)
+    note = "" if strong.all() else "pale: does not survive the false-discovery-rate correction"
+    note += sample(n, first=not note)
+    headline(figure, title, note)
     return figure
 
 
@@ -127,9 +131,8 @@ def control_strip(
     figure = Figure(figsize=(6.2, 1.75), layout="constrained")
     axes = figure.add_subplot()
     bare(axes)
-    axes.axvspan(
-        *np.quantile(controls, [0.025, 0.975]), color=PALE, linewidth=0, label=plain(f"middle 95 % of {control_name}")
-    )
+    who = short(control_name, 24)
+    axes.axvspan(*np.quantile(controls, [0.025, 0.975]), color=PALE, linewidth=0, label=f"middle 95 % of {who}")
     # Dots are spread evenly, not at random: the same numbers give the same picture.
     heights = 0.5 + 0.34 * (((np.arange(len(controls)) * 0.618034) % 1) - 0.5) * 2
     axes.plot(
@@ -140,16 +143,15 @@ def control_strip(
         markersize=4,
         alpha=0.75,
         markeredgewidth=0,
-        label=plain(f"{control_name}, {len(controls)} draws"),
+        label=f"{who}, {len(controls)} draws",
     )
     if low is not None and high is not None:
         axes.axvspan(low, high, color=LINES[1], alpha=0.18, linewidth=0)
-    axes.axvline(observed, color=LINES[1], linewidth=2, label=plain(name))
+    axes.axvline(observed, color=LINES[1], linewidth=2, label=short(name))
     axes.set_ylim(0, 1)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel(plain(label), color=INK, size=9)
-    if title:
-        axes.set_title(plain(title), loc="left", size=10, color=INK)
+    axes.set_xlabel(wrapped(label, 50), color=INK, size=9)
     axes.legend(frameon=False, fontsize=7.5, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    headline(figure, title)
     return figure

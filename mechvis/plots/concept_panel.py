@@ -7,7 +7,7 @@ import numpy as np
 
 from mechvis.errors import OutOfRange, ShapeMismatch
 from mechvis.plots.image_panel import checked_images
-from mechvis.plots.look import INK, numbers, plain
+from mechvis.plots.look import INK, headline, numbers, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,9 +55,7 @@ def concept_panel(
         raise ShapeMismatch("maps need one entry per picture of each concept.")
     rows = [checked_images(row) for row in pictures]
     columns, each = max(len(row) for row in rows), 1 if maps is None else 2
-    figure = Figure(
-        figsize=(1.15 * columns + 0.9, 1.15 * each * len(rows) + (0.4 if title else 0.1)), layout="constrained"
-    )
+    figure = Figure(figsize=(1.15 * columns + 0.9, 1.15 * each * len(rows) + 0.1), layout="constrained")
     grid = figure.subplots(each * len(rows), columns, squeeze=False)
     for number, row in enumerate(rows):
         amounts = None if maps is None else [_amounts(number, i, entry) for i, entry in enumerate(maps[number])]
@@ -88,9 +86,8 @@ def concept_panel(
                 axes.set_yticks([])
                 for spine in axes.spines.values():
                     spine.set_visible(False)
-        grid[each * number, 0].set_ylabel(plain(captions[number]), size=7, color=INK)
-    if title:
-        figure.suptitle(plain(title), x=0.01, ha="left", size=10, color=INK)
+        grid[each * number, 0].set_ylabel(wrapped(captions[number], 17, 3), size=7, color=INK)
+    headline(figure, title)
     return figure
 
 

@@ -7,13 +7,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mechvis.errors import ShapeMismatch
-from mechvis.plots.look import GREY, INK, LINES, PALE, bare, numbers, plain
+from mechvis.plots.look import (
+    DASHES,
+    GREY,
+    INK,
+    LINES,
+    MARKERS,
+    PALE,
+    bare,
+    headline,
+    numbers,
+    plain,
+    sample,
+    short,
+    wrapped,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_STYLES = ("-", "--", "-.", ":")
-_MARKERS = "osD^vPX"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,6 +51,7 @@ def curve(
     x_label: str = "K",
     y_label: str = "",
     percent: bool = False,
+    n: int | str | None = None,
 ) -> "Figure":
     """Several lines with their interval bands, told apart by colour, dash and marker.
 
@@ -50,6 +62,7 @@ def curve(
         x_label: under it.
         y_label: beside it, with the unit.
         percent: values are shares; show them as percentages.
+        n: images under each point, for the legend.
 
     Raises:
         ShapeMismatch: no line, a line whose arrays differ in length, or an interval with one end only.
@@ -86,11 +99,11 @@ def curve(
             x,
             y,
             color=colour,
-            linestyle=_STYLES[number % len(_STYLES)],
+            linestyle=DASHES[number % len(DASHES)],
             linewidth=1.8,
-            marker=_MARKERS[number % len(_MARKERS)] if len(x) <= 40 else None,
+            marker=MARKERS[number % len(MARKERS)] if len(x) <= 40 else None,
             markersize=4,
-            label=plain(line.name),
+            label=short(line.name, 30),
         )
     if chosen is not None:
         axes.axvline(chosen, color=INK, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
@@ -110,12 +123,13 @@ def curve(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_xlabel(plain(x_label), color=INK)
-    axes.set_ylabel(plain(y_label), color=INK)
-    if title:
-        axes.set_title(plain(title), loc="left", size=10, color=INK, pad=18 if chosen is not None else 8)
+    axes.set_xlabel(wrapped(x_label, 48), color=INK)
+    axes.set_ylabel(wrapped(y_label, 40), color=INK)
     legend = axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    if any(line.low is not None for line in lines):
-        legend.set_title("band: 95 % interval", prop={"size": 7})
+    banded = any(line.low is not None for line in lines)
+    if banded or n is not None:
+        parts = ["band: 95 % interval"] * banded + [sample(n, first=True)] * (n is not None)
+        legend.set_title("\n".join(parts), prop={"size": 7})
         legend.get_title().set_color(GREY)
+    headline(figure, title)
     return figure

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mechvis.errors import ShapeMismatch
-from mechvis.plots.look import GREY, INK, LINES, PALE, bare, numbers, plain
+from mechvis.plots.look import GREY, INK, LINES, PALE, bare, headline, numbers, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,14 +55,13 @@ def feature_fates(steps: Sequence[str], counts: Mapping[str, np.ndarray], *, tit
             hatch=HATCHES[number % len(HATCHES)],
             edgecolor="white",
             linewidth=0.6,
-            label=plain(name),
+            label=short(name),
         )
         left = left + value
-    axes.set_yticks(places, [plain(step) for step in steps])
+    axes.set_yticks(places, [short(step) for step in steps])
     axes.set_ylim(len(steps) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0, labelcolor=GREY)
     axes.set_xlabel("latents", color=INK, size=9)
-    if title:
-        axes.set_title(plain(title), loc="left", size=10, color=INK)
     axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    headline(figure, title)
     return figure

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mechvis.plots.look import DIVERGING, GREY, INK, numbers, plain
+from mechvis.plots.look import DIVERGING, INK, colour_bar, headline, numbers, on, plain, sample
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,6 +21,7 @@ def head_map(
     label: str = "effect (clean - edited)",
     column: str = "head",
     limit: float | None = None,
+    n: int | str | None = None,
 ) -> "Figure":
     """Heat map of effects, red where the unit supports the metric, blue where it opposes it, white at zero.
 
@@ -32,6 +33,7 @@ def head_map(
         column: what the columns are, `head` or `token`.
         limit: effect at which the colour is full; by default the largest absolute effect. Give the same to maps that
             are to be compared.
+        n: images under each effect, for the note below the title.
 
     Returns:
         A figure of about 0.5 inch per cell, layer 0 at the top.
@@ -87,7 +89,7 @@ def head_map(
                 zorder=3,
             )
         )
-    axes.set_xlabel(column, color=INK)
+    axes.set_xlabel(plain(column), color=INK)
     axes.set_ylabel("layer", color=INK)
     axes.set_xticks(np.arange(0, columns, 1 if written else max(1, columns // 16)))
     axes.set_yticks(np.arange(layers))
@@ -99,30 +101,20 @@ def head_map(
         axes.set_yticks(np.arange(-0.5, layers), minor=True)
         axes.grid(which="minor", color="white", linewidth=1.2, zorder=2)
         axes.tick_params(which="minor", length=0)
-    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=7, colors=INK, length=2)
-    bar.set_label(plain(label), size=8, color=INK)
-    if title:
-        axes.set_title(plain(title), loc="left", size=10, color=INK, pad=16 if marks.any() else 8)
-    if marks.any():
-        axes.annotate(
-            "framed: survives the false-discovery-rate correction",
-            (0, 1),
-            xytext=(0, 4),
-            textcoords="offset points",
-            xycoords="axes fraction",
-            size=7,
-            color=GREY,
-            va="bottom",
-        )
+    colour_bar(figure, image, axes, label, fraction=0.05, pad=0.02)
+    note = "framed: survives the false-discovery-rate correction" if marks.any() else ""
+    note += sample(n, first=not note)
+    headline(figure, title, note)
     return figure
 
 
 def _write_values(axes, effects: np.ndarray, marks: np.ndarray, limit: float) -> None:
-    """The value in each cell, in one number format for the whole map, light on dark cells."""
+    """The value in each cell, in one number format for the whole map, black or white by the colour of the cell."""
+    from matplotlib import colormaps
+
     # As many digits as the largest effect needs to show three figures; a common factor keeps cells narrow.
     digits = int(np.clip(2 - np.floor(np.log10(limit)), 0, 2))
+    colours = colormaps[DIVERGING]
     scientific = limit < 0.01 or limit >= 1000
     for (layer, place), effect in np.ndenumerate(effects):
         if not np.isnan(effect):
@@ -138,5 +130,5 @@ def _write_values(axes, effects: np.ndarray, marks: np.ndarray, limit: float) ->
                 size=6 if scientific else 7,
                 zorder=4,
                 weight="bold" if marks[layer, place] else "normal",
-                color="white" if abs(effect) > 0.62 * limit else INK,
+                color=on(colours(0.5 + 0.5 * float(np.clip(effect / limit, -1, 1)))[:3]),
             )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mechvis.errors import BadImages, ShapeMismatch
-from mechvis.plots.look import DIVERGING, INK, numbers, plain
+from mechvis.plots.look import DIVERGING, INK, colour_bar, headline, numbers, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,9 +62,7 @@ def image_panel(
         limit = (limit or largest) or 1.0
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    figure = Figure(
-        figsize=(1.5 * columns + (0.7 if maps else 0), 1.72 * rows + (0.35 if title else 0)), layout="constrained"
-    )
+    figure = Figure(figsize=(1.5 * columns + (0.7 if maps else 0), 1.72 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     drawn = None
     for index, image in enumerate(images):
@@ -99,16 +97,12 @@ def image_panel(
         for spine in axes.spines.values():
             spine.set_visible(False)
         if captions is not None:
-            axes.set_xlabel(plain(captions[index]), size=7, color=INK, labelpad=2)
+            axes.set_xlabel(wrapped(captions[index], 26, 4), size=7, color=INK, labelpad=2)
     for axes in grid[len(images) :]:
         axes.remove()
     if drawn is not None:
-        bar = figure.colorbar(drawn, ax=list(grid[: len(images)]), fraction=0.04, pad=0.02)
-        bar.outline.set_visible(False)
-        bar.ax.tick_params(labelsize=7, colors=INK, length=2)
-        bar.set_label(plain(label), size=8, color=INK)
-    if title:
-        figure.suptitle(plain(title), x=0.01, ha="left", size=10, color=INK)
+        colour_bar(figure, drawn, list(grid[: len(images)]), label, fraction=0.04, pad=0.02)
+    headline(figure, title)
     return figure
 
 

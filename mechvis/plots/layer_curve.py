@@ -7,13 +7,10 @@ import numpy as np
 
 from mechvis.errors import NotFinite, ShapeMismatch
 from mechvis.plots.curve import Line
-from mechvis.plots.look import GREY, INK, LINES, PALE, bare, numbers, plain
+from mechvis.plots.look import DASHES, GREY, INK, LINES, MARKERS, PALE, bare, headline, numbers, short, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_STYLES = ("-", "--", ":", "-.")
-_MARKERS = "osD^vPX"
 
 
 def layer_curve(
@@ -78,28 +75,27 @@ def layer_curve(
                 y,
                 color=colour,
                 alpha=1.0 if not number else 0.8,
-                linestyle=_STYLES[number % len(_STYLES)],
+                linestyle=DASHES[number % len(DASHES)],
                 linewidth=1.9 if not number else 1.2,
-                marker=_MARKERS[family % len(_MARKERS)],
+                marker=MARKERS[family % len(MARKERS)],
                 markersize=4 if not number else 2.5,
-                label=plain(line.name),
+                label=short(line.name, 30),
             )
     for number, (name, value) in enumerate((levels or {}).items()):
         if np.isfinite(value):
             style = (0, (1 + 2 * number, 2))
             axes.axhline(
-                value, color=GREY, linewidth=1.1, linestyle=style, zorder=1, label=plain(f"{name}: {value:.2f}")
+                value, color=GREY, linewidth=1.1, linestyle=style, zorder=1, label=f"{short(name)}: {value:.2f}"
             )
     crowded = sum(map(len, places)) > 40
     slanted = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
-    axes.set_xticks(range(len(places)), [plain(place) for place in places], **slanted)
+    axes.set_xticks(range(len(places)), [short(place, 20) for place in places], **slanted)
     if percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_ylabel(plain(y_label), color=INK)
-    if title:
-        axes.set_title(plain(title), loc="left", size=10, color=INK, pad=8)
+    axes.set_ylabel(wrapped(y_label, 40), color=INK)
     legend = axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5))
     if any(line.low is not None for line in lines):
         legend.set_title("band: 95 % interval", prop={"size": 7})
         legend.get_title().set_color(GREY)
+    headline(figure, title)
     return figure

@@ -7,7 +7,7 @@ import numpy as np
 
 from mechvis.errors import OutOfRange, ShapeMismatch
 from mechvis.plots.image_panel import checked_images
-from mechvis.plots.look import GREY, INK, LINES, numbers, plain
+from mechvis.plots.look import GREY, INK, LINES, headline, numbers, plain, short, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,7 +83,7 @@ def lens_map(
     colours = {index: colour for index, colour in zip(sorted(common), palette, strict=False)}
     table = np.array([to_rgb(colours.get(i, GREY)) for i in range(len(names))])
     rows, columns = len(images), 1 + len(shown)
-    figure = Figure(figsize=(1.5 * columns + 1.6, 1.6 * rows + (0.6 if title else 0.25)), layout="constrained")
+    figure = Figure(figsize=(1.5 * columns + 1.6, 1.6 * rows + 0.25), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for row, image in enumerate(images):
         height, width = image.shape[:2]
@@ -99,21 +99,20 @@ def lens_map(
                 overlay = np.concatenate([table[said[row, layer]], opacity[..., None]], axis=-1)
                 axes.imshow(overlay, extent=place, interpolation="nearest")
             if row == 0:
-                axes.set_title("image" if not column else plain(layer_names[shown[column - 1]]), size=8, color=INK)
+                axes.set_title("image" if not column else short(layer_names[shown[column - 1]], 18), size=8, color=INK)
             axes.set_xticks([])
             axes.set_yticks([])
             for spine in axes.spines.values():
                 spine.set_visible(False)
         if captions is not None:
-            grid[row, 0].set_ylabel(plain(captions[row]), size=8, color=INK)
-    handles = [Patch(color=colour, label=plain(names[index])) for index, colour in colours.items()]
+            grid[row, 0].set_ylabel(wrapped(captions[row], 20, 3), size=8, color=INK)
+    handles = [Patch(color=colour, label=short(names[index])) for index, colour in colours.items()]
     if len(np.unique(said[:, shown])) > len(colours):
         handles.append(Patch(color=GREY, label="other"))
     legend = figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=8, labelcolor=INK)
     legend.set_title(plain(label), prop={"size": 7})
     legend.get_title().set_color(GREY)
-    if title:
-        figure.suptitle(plain(title), x=0.01, ha="left", size=10, color=INK)
+    headline(figure, title)
     return figure
 
 

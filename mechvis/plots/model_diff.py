@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mechvis.errors import ShapeMismatch
-from mechvis.plots.look import GREY, INK, LINES, PALE, bare, numbers, plain
+from mechvis.plots.look import GREY, INK, LINES, PALE, bare, headline, numbers, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,14 +58,13 @@ def model_diff_histogram(
     of = np.asarray(classes)
     parts = [values[of == name] for name in names]
     colours = [LINES[number % len(LINES)] for number in range(len(names))]
-    axes.hist(parts, bins=np.linspace(0, 1, bins + 1), stacked=True, color=colours, label=[plain(n) for n in names])
+    axes.hist(parts, bins=np.linspace(0, 1, bins + 1), stacked=True, color=colours, label=[short(n) for n in names])
     axes.axvline(0.5, color=GREY, linewidth=1, linestyle=(0, (2, 2)))
     axes.set_xlim(-0.01, 1.01)
-    axes.set_xticks([0, 0.5, 1], [plain(f"only {first}"), "equal norms", plain(f"only {second}")])
+    axes.set_xticks([0, 0.5, 1], [f"only {short(first, 16)}", "equal norms", f"only {short(second, 16)}"])
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("latents", color=INK)
     axes.set_xlabel("relative decoder norm", color=INK)
-    if title:
-        axes.set_title(plain(title), loc="left", size=10, color=INK)
     axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    headline(figure, title)
     return figure

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mechvis.errors import NotFinite, ShapeMismatch
-from mechvis.plots.look import INK, LINES, PALE, bare, numbers, plain
+from mechvis.plots.look import INK, LINES, PALE, bare, headline, numbers, plain, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,7 +65,7 @@ def norm_histogram(
         axes.hist(values[place], bins=edges, color=LINES[0], histtype="stepfilled")
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_title(plain(names[place]), size=8, color=INK)
+        axes.set_title(short(names[place]), size=8, color=INK)
         limit = thresholds[place]
         if limit is not None and limit == limit:
             axes.axvline(limit, color=LINES[1], linewidth=1.4, linestyle=(0, (3, 2)))
@@ -76,6 +76,5 @@ def norm_histogram(
         axes.set_ylabel("tokens", size=8, color=INK)
     for axes in grid[-1]:
         axes.set_xlabel("length", size=8, color=INK)
-    if title:
-        figure.suptitle(plain(title), x=0.01, ha="left", size=10, color=INK)
+    headline(figure, title)
     return figure

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from mechvis.errors import ShapeMismatch, unknown
-from mechvis.plots.look import GREY, INK, LINES, PALE, bare, numbers, plain
+from mechvis.plots.look import GREY, INK, LINES, MARKERS, PALE, bare, headline, numbers, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _NEEDED = ("IS", "IS_low", "IS_high", "AS_size", "AS_size_low", "AS_size_high")
-_MARKERS = "osD^vPX"
 _MOST_NAMED = 21
 """More points than this are drawn alike: nobody finds them in a legend."""
 
@@ -66,11 +65,11 @@ def null_space_plane(
             xerr=_reach(values, "IS", i),
             yerr=_reach(values, "AS_size", i),
             color=LINES[i % len(LINES)] if named else LINES[0],
-            marker=_MARKERS[(i + i // len(LINES)) % len(_MARKERS)] if named else "o",
+            marker=MARKERS[(i + i // len(LINES)) % len(MARKERS)] if named else "o",
             markersize=5,
             linestyle="",
             elinewidth=1.2,
-            label=plain(name),
+            label=short(name),
         )
     axes.margins(0.12)
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
@@ -84,8 +83,7 @@ def null_space_plane(
         axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes.set_xlabel("IS (degrees)", color=INK)
     axes.set_ylabel("mean |AS| over texts (degrees)", color=INK)
-    if title:
-        axes.set_title(plain(title), loc="left", size=10, color=INK)
+    headline(figure, title)
     return figure
 
 

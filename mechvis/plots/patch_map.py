@@ -7,7 +7,7 @@ import numpy as np
 
 from mechvis.errors import NotFinite, OutOfRange, ShapeMismatch
 from mechvis.plots.image_panel import checked_images
-from mechvis.plots.look import DIVERGING, INK, numbers, plain
+from mechvis.plots.look import DIVERGING, INK, colour_bar, headline, numbers, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,7 +64,7 @@ def patch_map(
         raise NotFinite(f"the maps of layers {shown} are NaN everywhere: there is nothing to show.")
     limit = (limit or float(np.nanmax(largest))) or 1.0
     rows, columns = len(images), 1 + len(shown)
-    figure = Figure(figsize=(1.5 * columns + 0.9, 1.6 * rows + (0.6 if title else 0.25)), layout="constrained")
+    figure = Figure(figsize=(1.5 * columns + 0.9, 1.6 * rows + 0.25), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for row, image in enumerate(images):
         height, width = image.shape[:2]
@@ -88,13 +88,9 @@ def patch_map(
             for spine in axes.spines.values():
                 spine.set_visible(False)
         if captions is not None:
-            grid[row, 0].set_ylabel(plain(captions[row]), size=8, color=INK)
-    bar = figure.colorbar(drawn, ax=grid.ravel().tolist(), fraction=0.03, pad=0.01)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=7, colors=INK, length=2)
-    bar.set_label(plain(label), size=8, color=INK)
-    if title:
-        figure.suptitle(plain(title), x=0.01, ha="left", size=10, color=INK)
+            grid[row, 0].set_ylabel(wrapped(captions[row], 20, 3), size=8, color=INK)
+    colour_bar(figure, drawn, grid.ravel().tolist(), label, fraction=0.03, pad=0.01)
+    headline(figure, title)
     return figure
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mechvis.errors import ShapeMismatch
-from mechvis.plots.look import INK, numbers, plain
+from mechvis.plots.look import INK, colour_bar, headline, numbers, on, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +59,8 @@ def property_heads(
     rows, columns = scores.shape
     written = columns <= _WRITTEN
     cell = 0.52 if written else max(0.14, 11 / columns)
-    figure = Figure(figsize=(max(3.6, 2.2 + columns * cell), max(1.8, 1.3 + rows * 0.36)), layout="constrained")
+    beside = 1.5 + 0.065 * min(32, max(len(str(name)) for name in properties))
+    figure = Figure(figsize=(max(3.6, beside + columns * cell), max(1.8, 1.3 + rows * 0.36)), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(scores, cmap="YlGnBu", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     for row, column in np.ndindex(scores.shape):
@@ -72,21 +73,17 @@ def property_heads(
                 va="center",
                 size=7,
                 weight="bold" if sure[row, column] else "normal",
-                color="white" if scores[row, column] > 0.55 else INK,
+                color=on(image.cmap(float(scores[row, column]))[:3]),
             )
         if sure[row, column]:
             axes.add_patch(
                 Rectangle((column - 0.45, row - 0.43), 0.9, 0.86, fill=False, edgecolor=INK, linewidth=1.4, zorder=3)
             )
-    axes.set_xticks(np.arange(columns), [plain(name) for name in heads], rotation=90, size=7)
-    axes.set_yticks(np.arange(rows), [plain(name) for name in properties], size=8)
+    axes.set_xticks(np.arange(columns), [short(name, 20) for name in heads], rotation=90, size=7)
+    axes.set_yticks(np.arange(rows), [short(name) for name in properties], size=8)
     axes.tick_params(length=0, colors=INK)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=7, colors=INK, length=2)
-    bar.set_label(plain(label), size=7, color=INK)
-    if title:
-        axes.set_title(plain(title), loc="left", size=10, color=INK, pad=8)
+    colour_bar(figure, image, axes, label, fraction=0.05, pad=0.02)
+    headline(figure, title)
     return figure

@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mechvis.errors import ShapeMismatch
-from mechvis.plots.look import GREY, INK, LINES, PALE, bare, numbers, plain
+from mechvis.plots.look import GREY, INK, LINES, MARKERS, PALE, bare, headline, numbers, plain, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_MARKERS = "osD^vPX"
 
 
 def strategy_graph(
@@ -72,7 +70,7 @@ def strategy_graph(
     shown = np.ones(len(places), bool) if right is None else np.asarray(right, bool)
     for number, cluster in enumerate(np.unique(strategy)):
         colour, own = LINES[number % len(LINES)], strategy == cluster
-        style = {"marker": _MARKERS[number % len(_MARKERS)], "s": 22, "linewidths": 1, "edgecolors": colour}
+        style = {"marker": MARKERS[number % len(MARKERS)], "s": 22, "linewidths": 1, "edgecolors": colour}
         for which, face in ((own & shown, colour), (own & ~shown, "none")):
             label = plain(f"strategy {cluster} ({int(own.sum())})") if face != "none" else None
             left.scatter(*places[which].T, c=face, label=label, alpha=0.85, **style)
@@ -90,10 +88,9 @@ def strategy_graph(
     height = np.where(known, reliability, -0.06)
     other.scatter(prevalence, height, c=[LINES[0] if is_known else GREY for is_known in known], s=24)
     for name, x, y in zip(names, prevalence, height, strict=True):
-        other.annotate(plain(name), (x, y), xytext=(4, 3), textcoords="offset points", size=7, color=INK)
+        other.annotate(short(name, 24), (x, y), xytext=(4, 3), textcoords="offset points", size=7, color=INK)
     other.set_ylim(-0.12, 1.08)
     other.set_xlabel("prevalence (mean share of the support)", size=8, color=INK)
     other.set_ylabel("reliability (right where it decides)", size=8, color=INK)
-    if title:
-        figure.suptitle(plain(title), x=0.01, ha="left", size=10, color=INK)
+    headline(figure, title)
     return figure

@@ -7,12 +7,10 @@ import numpy as np
 
 from mechvis.errors import OutOfRange, ShapeMismatch
 from mechvis.plots.curve import Line
-from mechvis.plots.look import GREY, INK, LINES, PALE, bare, numbers, plain
+from mechvis.plots.look import DASHES, GREY, INK, LINES, MARKERS, PALE, bare, headline, numbers, short, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_STYLES = ("-", "--", ":", "-.")
 
 
 def timeline_map(
@@ -65,11 +63,11 @@ def timeline_map(
                 f"the shares of {name!r} lie between 0 and 1 and sum to at most 1, got {np.round(heights, 3).tolist()}."
             )
         place = x + (at - (len(decided) - 1) / 2) * width
-        bars = axes.bar(place, heights, width=0.92 * width, color=colours[name], label=plain(name))
+        bars = axes.bar(place, heights, width=0.92 * width, color=colours[name], label=short(name))
         # The fallback is no depth: hollow, and away from the others.
         bars[-1].set(facecolor="white", edgecolor=colours[name], hatch="///", linewidth=1.2)
     axes.axvline(len(places) - 0.25, color=GREY, linewidth=0.8, linestyle=(0, (2, 2)))
-    axes.set_ylabel(plain(y_label), color=INK, size=8)
+    axes.set_ylabel(wrapped(y_label, 40), color=INK, size=8)
     axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5))
     if lines:
         _lines(panels[1], lines, colours, len(places))
@@ -79,11 +77,14 @@ def timeline_map(
         panel.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         panel.grid(axis="y", color=PALE, linewidth=0.8)
         panel.set_axisbelow(True)
-        words = [*map(plain, places), "never"] if panel is axes else list(map(plain, places))
+        words = (
+            [*(short(place, 20) for place in places), "never"]
+            if panel is axes
+            else list(short(place, 20) for place in places)
+        )
         slanted = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(places) > 6 else {}
         panel.set_xticks(x[: len(words)], words, size=8, **slanted)
-    if title:
-        axes.set_title(plain(title), loc="left", size=10, color=INK, pad=8)
+    headline(figure, title)
     return figure
 
 
@@ -105,9 +106,9 @@ def _lines(axes, lines: Sequence[Line], colours: Mapping[str, str], places: int)
             low = numbers(f"low of {line.name!r}", line.low, like=x.shape)
             high = numbers(f"high of {line.name!r}", line.high, like=x.shape)
             axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
-        style, marker = _STYLES[number % len(_STYLES)], "osD^vPX"[number % 7]
+        style, marker = DASHES[number % len(DASHES)], MARKERS[number % len(MARKERS)]
         axes.plot(
-            x, y, color=colour, linestyle=style, linewidth=1.8, marker=marker, markersize=4, label=plain(line.name)
+            x, y, color=colour, linestyle=style, linewidth=1.8, marker=marker, markersize=4, label=short(line.name, 30)
         )
     axes.set_ylabel("running prediction is", color=INK, size=8)
     legend = axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -7,7 +7,7 @@ import numpy as np
 
 from mechvis.errors import NotFinite, ShapeMismatch
 from mechvis.plots.image_panel import checked_images
-from mechvis.plots.look import INK, numbers, plain
+from mechvis.plots.look import INK, colour_bar, headline, numbers, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,7 +74,7 @@ def unit_panel(
     high = max((float(maps.max()) for maps in every), default=1.0)
     columns = max(len(images) for _, images, *_ in rows)
     figure = Figure(
-        figsize=(1.2 * columns + (1.1 if every else 0.5), 1.35 * len(rows) + (0.35 if title else 0.1)),
+        figsize=(1.2 * columns + (1.1 if every else 0.5), 1.35 * len(rows) + 0.1),
         layout="constrained",
     )
     grid = figure.subplots(len(rows), columns, squeeze=False)
@@ -103,10 +103,6 @@ def unit_panel(
             if place == 0:
                 axes.set_ylabel(plain(word), size=7, color=INK)
     if drawn is not None:
-        bar = figure.colorbar(drawn, ax=alive, fraction=0.03, pad=0.01)
-        bar.outline.set_visible(False)
-        bar.ax.tick_params(labelsize=7, colors=INK, length=2)
-        bar.set_label(plain(label), size=8, color=INK)
-    if title:
-        figure.suptitle(plain(title), x=0.01, ha="left", size=10, color=INK)
+        colour_bar(figure, drawn, alive, label, fraction=0.03, pad=0.01)
+    headline(figure, title)
     return figure

@@ -41,8 +41,8 @@ def without(model: Any, stream: Stream, kept: Bool[Tensor, "row patch"], parts: 
         raise ShapeMismatch("rows of a batch keep different numbers of patches; batch those that keep equally many.")
     if parts.layout is not None:
         return without_keys(model, stream, kept, parts)
-    if parts.reads is None and not parts.prefix and not int(counts[0]):
-        raise RefusedMethod("this model pools its patches and has no other token: nothing is left to read.")
+    if parts.reads is None and not int(counts[0]):
+        raise RefusedMethod("this model pools its patches, and none is left to read. Use the operator mean_token.")
     keep = F.pad(kept, (len(parts.prefix), 0), value=True)
     rows, places = keep.nonzero(as_tuple=True)
     return from_embedding(model, stream[rows, places].unflatten(0, (len(stream), -1)), parts)
@@ -60,7 +60,8 @@ def without_keys(model: Any, stream: Stream, kept: Bool[Tensor, "row patch"], pa
             "be dropped from it. Use the operator mean_token."
         )
     gone = ~F.pad(kept, (len(parts.prefix), 0), value=True)
-    sites = [f"blocks.{layer}.attn.hook_attn_scores" for layer in range(len(parts.blocks))]
+    n_edited = len(parts.blocks) if bool(gone.any()) else 0  # an edit that changes nothing would warn
+    sites = [f"blocks.{layer}.attn.hook_attn_scores" for layer in range(n_edited)]
 
     def unread(scores: Tensor) -> Tensor:
         return scores.masked_fill(gone[:, None, None], torch.finfo(scores.dtype).min)

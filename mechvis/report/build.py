@@ -2,8 +2,8 @@
 
 1. The place is tried first, then every block is turned into plain values (formatted cells, data URIs).
 2. A Jinja template with auto-escaping writes them; style sheet and script are our own files, put in as they are.
-3. The page carries a content security policy: images from inside the file, our own style, and the one script whose hash
-   is named. Whatever slipped through an escape could still not run or call out.
+3. The page carries a content security policy: images from inside the file, and the one style sheet and script
+   whose hashes are named. Whatever slipped through an escape could still not run or call out.
 """
 
 import base64
@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -21,6 +21,10 @@ import polars as pl
 from mechvis import files
 from mechvis.errors import OutputNotWritable, ShapeMismatch
 from mechvis.report import blocks
+from mechvis.report.collect import Collected, collecting
+
+if TYPE_CHECKING:
+    import jinja2
 
 _HERE = Path(__file__).parent
 
@@ -63,10 +67,13 @@ def write_report(
         >>> "Head 1 of layer 3" in page.read_text()
         True
     """
+    if (reports := collecting()) is not None:
+        reports.append(Collected(title=title, subtitle=subtitle, sections=tuple(sections), provenance=provenance or {}))
+        return Path(path)
     path = ensure_report_path(path)
     sections = list(sections)
     if provenance:
-        sections.append(_provenance_section(provenance))
+        sections.append(provenance_section(provenance))
     page = render(title, subtitle, sections)
     data = page.encode()
     if len(data) > SIZE_LIMIT:
@@ -85,6 +92,8 @@ def ensure_report_path(path: str | Path) -> Path:
         OutputNotWritable: it is a folder, or its folder cannot be written.
     """
     path = Path(path)
+    if collecting() is not None:
+        return path
     if path.is_dir():
         raise OutputNotWritable(
             f"cannot write {path}: it is a folder. Give the name of a file, e.g. {path / 'report.html'}."
@@ -95,25 +104,53 @@ def ensure_report_path(path: str | Path) -> Path:
 
 def render(title: str, subtitle: str, sections: Sequence[blocks.Section]) -> str:
     """The HTML text of a report; see :func:`write_report`."""
-    import jinja2
     from markupsafe import Markup
 
     script = (_HERE / "table.js").read_text(encoding="utf-8").strip()
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=printable
+    style = (_HERE / "style.css").read_text(encoding="utf-8").strip()
+    return (
+        environment(_HERE)
+        .get_template("template.html.j2")
+        .render(
+            title=title,
+            subtitle=subtitle,
+            script=Markup(script),
+            script_hash=policy_hash(script),
+            style=Markup(style),
+            style_hash=policy_hash(style),
+            sections=[
+                {"title": section.title, "blocks": [view(block) for block in section.blocks]} for section in sections
+            ],
+        )
     )
-    template = environment.from_string((_HERE / "template.html.j2").read_text(encoding="utf-8"))
-    return template.render(
-        title=title,
-        subtitle=subtitle,
-        script=Markup(script),
-        script_hash=digest,
-        style=Markup((_HERE / "style.css").read_text(encoding="utf-8").strip()),
-        sections=[
-            {"title": section.title, "blocks": [_view(block) for block in section.blocks]} for section in sections
-        ],
+
+
+def environment(*folders: Path) -> "jinja2.Environment":
+    """Templates of some folders: every value is escaped, every name must be known, what cannot be printed is replaced.
+
+    Args:
+        folders: where templates lie, first to last.
+    """
+    import jinja2
+
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folders),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=printable,
     )
+
+
+def policy_hash(text: str) -> str:
+    """The hash by which a content security policy names a script or a style sheet: SHA-256, in base64.
+
+    Example:
+        >>> policy_hash("")
+        '47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='
+    """
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def image_uri(image: np.ndarray) -> str:
@@ -144,7 +181,7 @@ def figure_uri(figure: Any, *, raster: bool = False) -> str:
     return _uri("image/svg+xml", buffer.getvalue())
 
 
-def _view(block: blocks.Block) -> dict:
+def view(block: blocks.Block) -> dict:
     """The block as plain values for the template."""
     match block:
         case blocks.Text(text):
@@ -243,7 +280,8 @@ def _fact(value: Any) -> str:
     )
 
 
-def _provenance_section(provenance: Mapping[str, Any]) -> blocks.Section:
+def provenance_section(provenance: Mapping[str, Any]) -> blocks.Section:
+    """The last section of a report: the command, then what else must be known to repeat it."""
     content: list[blocks.Block] = []
     if command := provenance.get("command"):
         content.append(blocks.Code(str(command)))

@@ -12,6 +12,7 @@ import numpy as np
 
 from mechvis.data.images import ImageSet
 from mechvis.errors import unknown
+from mechvis.models.random_copy import random_copy
 from mechvis.stats import RESAMPLES
 from probes.features import Choice, collect
 from probes.linear.baselines import pixel_features

@@ -108,7 +108,7 @@ def test_head_map_holds_the_effects_around_zero():
 def test_head_map_without_effects_or_marks():
     axes = head_map(np.zeros((2, 2))).axes[0]
     assert axes.images[0].get_clim() == (-1.0, 1.0) and not any("survives" in text.get_text() for text in axes.texts)
-    head_map(np.full((1, 1), np.nan)).canvas.draw()
+    head_map(np.full((1, 1), np.nan)).draw_without_rendering()
     assert head_map(np.full((1, 2), 4e-5)).axes[0].texts[0].get_text() == "4e−05"
     assert head_map(EFFECTS, limit=5).axes[0].images[0].get_clim() == (-5, 5)
 
