@@ -62,6 +62,13 @@ def drops(
         metric: name of a metric.
         batch: images that go through together.
     """
+    return drops_of_edits(model, images, [edits_of_set(units, values) for units in sets], metric, batch)
+
+
+def drops_of_edits(
+    model: Any, images: Any, sets: Sequence[Sequence[edits.Edit]], metric: str, batch: int = 64
+) -> Float[np.ndarray, "set image"]:
+    """The same for lists of edits."""
     measure = get(metric)[1]
     labels = labels_of(model, images)
     found = []
@@ -72,8 +79,8 @@ def drops(
         target, contrast = classes_of(clean, None if labels is None else labels[part])
         before = measure(clean, target, contrast, clean)
         rows: list[Tensor] = []
-        for units in sets:
-            edited = model.run(pixels, edits_of_set(units, values)).output
+        for asked in sets:
+            edited = model.run(pixels, asked).output
             rows.append(before - measure(edited, target, contrast, clean))
         found.append(torch.stack(rows).double().cpu().numpy())
     return np.concatenate(found, 1)

@@ -1,12 +1,16 @@
 """What concept discovery returns: concepts with importance, maps, pictures, and how far to believe them."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mechvis.errors import BadData, OutOfRange
 from mechvis.record import Record
 from probes.concepts.factors import Factorisation
+
+if TYPE_CHECKING:
+    from mechvis.cards.data import CardData
+    from mechvis.cards.faithfulness_card import FaithfulnessCard
 
 
 class Concepts(Record):
@@ -74,6 +78,12 @@ class Concepts(Record):
             provenance=self.provenance,
             **{"title": f"Strategies of {self.facts['target']!r} at {self.facts['site']}", **options},
         )
+
+    def card(self, data: "CardData", level: str = "smoke", seed: int = 0) -> "FaithfulnessCard":
+        """How far to believe these concepts: see :func:`probes.cards.concepts_card`."""
+        from probes.cards.of_concepts import concepts_card
+
+        return concepts_card(self, data, level=level, seed=seed)
 
     def figures(self) -> list[Any]:
         """Concepts with their best images and maps, and their importance."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from torch import nn
 
 from mechvis.errors import BadData, OutOfRange
 from mechvis.store.forward import reader

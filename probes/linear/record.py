@@ -13,6 +13,8 @@ from probes.linear.estimators import probe_for
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from mechvis.cards.data import CardData
+    from mechvis.cards.faithfulness_card import FaithfulnessCard
     from mechvis.report.blocks import Block
 
 
@@ -86,6 +88,12 @@ class LinearProbes(Record):
             y_label=self.facts["measure"],
             percent=self.facts["kind"] != "numbers",
         )
+
+    def card(self, data: "CardData", level: str = "smoke", seed: int = 0) -> "FaithfulnessCard":
+        """How far to believe these probes: see :func:`probes.cards.probe_card`."""
+        from probes.cards.of_probe import probe_card
+
+        return probe_card(self, data, level=level, seed=seed)
 
     def figures(self) -> "list[Block]":
         """Score by layer."""

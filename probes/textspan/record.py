@@ -13,6 +13,8 @@ from mechvis.record import Record
 from probes.textspan.greedy import Span
 
 if TYPE_CHECKING:
+    from mechvis.cards.data import CardData
+    from mechvis.cards.faithfulness_card import FaithfulnessCard
     from mechvis.report.blocks import Block
 
 WORDS = {
@@ -122,6 +124,12 @@ class TextSpan(Record):
         """Property -> its heads, for properties that name at least one head; see :meth:`labelled`."""
         found = {name: self.labelled(name, by=by) for name in self.facts["properties"]}
         return {name: heads for name, heads in found.items() if heads}
+
+    def card(self, data: "CardData", level: str = "smoke", seed: int = 0) -> "FaithfulnessCard":
+        """How far to believe these texts: see :func:`probes.cards.text_span_card`."""
+        from probes.cards.of_text_span import text_span_card
+
+        return text_span_card(self, data, level=level, seed=seed)
 
     def figures(self) -> "list[Block]":
         """The table of properties and heads as a map."""
