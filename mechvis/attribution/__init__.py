@@ -52,13 +52,23 @@ __all__ = publish(
         "Hsic": "mechvis.attribution.methods.hsic",
         "KernelShap": "mechvis.attribution.methods.kernel_shap",
         "ExtremalPerturbation": "mechvis.attribution.methods.extremal",
+        "PhaseWin": "mechvis.attribution.methods.phase_win",
+        "Mhe": "mechvis.attribution.methods.mhe",
+        "HSets": "mechvis.attribution.methods.h_sets",
+        "pnn": "mechvis.attribution.methods.mhe",
+        "InteractionSets": "mechvis.attribution.interaction_sets",
+        "interaction_sets": "mechvis.attribution.interaction_sets",
+        "BottleneckProfile": "mechvis.attribution.bottleneck_profile",
+        "bottleneck_profile": "mechvis.attribution.bottleneck_profile",
     },
 )
 
 if TYPE_CHECKING:  # for editors and type checkers
     from mechvis.attribution.attribute import attribute
     from mechvis.attribution.attribution import Attribution
+    from mechvis.attribution.bottleneck_profile import BottleneckProfile, bottleneck_profile
     from mechvis.attribution.cells import Superpixels
+    from mechvis.attribution.interaction_sets import InteractionSets, interaction_sets
     from mechvis.attribution.method import Claims, Maps, Method
     from mechvis.attribution.methods.act_x_grad import ActTimesGrad
     from mechvis.attribution.methods.chefer import Chefer
@@ -66,13 +76,16 @@ if TYPE_CHECKING:  # for editors and type checkers
     from mechvis.attribution.methods.extremal import ExtremalPerturbation
     from mechvis.attribution.methods.glob_enc import GlobEnc
     from mechvis.attribution.methods.grad_cam import GradCam
+    from mechvis.attribution.methods.h_sets import HSets
     from mechvis.attribution.methods.hsic import Hsic
     from mechvis.attribution.methods.iba import Iba
     from mechvis.attribution.methods.iia import IIA
     from mechvis.attribution.methods.kernel_shap import KernelShap
     from mechvis.attribution.methods.layer_ig import InputIG, LayerIG
     from mechvis.attribution.methods.le_grad import LeGrad
+    from mechvis.attribution.methods.mhe import Mhe, pnn
     from mechvis.attribution.methods.occlusion import Occlusion
+    from mechvis.attribution.methods.phase_win import PhaseWin
     from mechvis.attribution.methods.rise import Rise
     from mechvis.attribution.methods.rollout import (
         AttentionRollout,

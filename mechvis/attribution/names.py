@@ -36,6 +36,9 @@ METHODS: dict[str, str] = {
     "hsic": "hsic:Hsic",
     "kernel_shap": "kernel_shap:KernelShap",
     "extremal": "extremal:ExtremalPerturbation",
+    "phase_win": "phase_win:PhaseWin",
+    "mhe": "mhe:Mhe",
+    "h_sets": "h_sets:HSets",
 }
 """Name -> file and class in `mechvis.attribution.methods`."""
 

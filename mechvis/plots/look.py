@@ -85,8 +85,8 @@ def short(text: object, most: int = 32) -> str:
         OutOfRange: fewer than 3 characters.
 
     Example:
-        >>> short("a" * 20 + "z", 7)
-        'aaa…aaz'
+        >>> short("the left wing of a small bird", 15)
+        'the lef…ll bird'
     """
     if most < 3:
         raise OutOfRange(f"a short text needs at least 3 characters, got {most}.")

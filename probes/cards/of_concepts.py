@@ -145,8 +145,8 @@ def _random(fitted: Factorisation, seed: int) -> Factorisation:
 
 
 def _moved(game: Any, importances: np.ndarray, unsigned: bool, seed: int) -> np.ndarray:
-    """How far the answer moves while concepts go by these importances; per image. Importances without a sign say that it
-    moves, not which way."""
+    """How far the answer moves while concepts go by these importances; per image. Importances without a sign say that
+    it moves, not which way."""
     path = concept_curves(game, np.tile(importances, (game.n_images, 1)), orders=1, sets=3, seed=seed).deletion
     change = path[:, :1] - path
     return (np.abs(change) if unsigned else change).mean(1)

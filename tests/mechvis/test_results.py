@@ -404,14 +404,15 @@ def test_plot_chooses_the_figure(units, kind):
     assert bool(axes.images) == (kind == "map")
     if kind == "bars":
         assert len(axes.get_yticklabels()) == 6
-    figure.canvas.draw()
+    figure.draw_without_rendering()
+    assert figure.texts[-1].get_text().endswith("n = 9 images")
 
 
 def test_plot_of_many_units_shows_the_largest_and_says_so():
     values = np.random.default_rng(0).normal(size=(100, 9))
     values[77] -= 9
     figure = Result.from_values("k", "title", [{"layer": 0, "neuron": n} for n in range(100)], {"m": values}).plot()
-    assert figure.axes[0].get_title(loc="left") == "title, the 20 largest of 100"
+    assert figure.get_suptitle() == "title, the 20 largest of 100"
     assert figure.axes[0].get_yticklabels()[0].get_text() == "L0 neuron 77"
 
 

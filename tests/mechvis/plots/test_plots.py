@@ -99,15 +99,16 @@ def test_head_map_holds_the_effects_around_zero():
     assert min(middle[:3]) > 0.95 and low[2] > low[0] and high[0] > high[2]
     texts = [text.get_text() for text in axes.texts]
     assert texts[:5] == ["0.10", "−0.50", "0.00", "1.25", "0.00"]
-    assert any("survives" in text for text in texts)
+    assert [text.get_text() for text in figure.texts] == ["framed: survives the false-discovery-rate correction"]
     frames = [patch.get_xy() for patch in axes.patches if patch.get_hatch() is None]
     assert frames == [(pytest.approx(0.56), pytest.approx(-0.44)), (pytest.approx(0.56), pytest.approx(0.56))]
     assert axes.get_ylim()[0] > axes.get_ylim()[1]
 
 
 def test_head_map_without_effects_or_marks():
-    axes = head_map(np.zeros((2, 2))).axes[0]
-    assert axes.images[0].get_clim() == (-1.0, 1.0) and not any("survives" in text.get_text() for text in axes.texts)
+    figure = head_map(np.zeros((2, 2)))
+    axes = figure.axes[0]
+    assert axes.images[0].get_clim() == (-1.0, 1.0) and not figure.texts
     head_map(np.full((1, 1), np.nan)).draw_without_rendering()
     assert head_map(np.full((1, 2), 4e-5)).axes[0].texts[0].get_text() == "4e−05"
     assert head_map(EFFECTS, limit=5).axes[0].images[0].get_clim() == (-5, 5)
@@ -151,10 +152,12 @@ def test_bars_are_in_order_with_intervals():
 
 
 def test_bars_that_do_not_survive_are_pale_and_the_figure_says_so():
-    axes = bars(["x", "y"], np.array([0.5, 0.4]), significant=np.array([True, False])).axes[0]
+    figure = bars(["x", "y"], np.array([0.5, 0.4]), significant=np.array([True, False]), n=12)
+    axes = figure.axes[0]
     assert axes.patches[0].get_alpha() > 2 * axes.patches[1].get_alpha()
-    assert any("pale: does not survive" in text.get_text() for text in axes.texts)
-    assert not bars(["x"], np.array([0.5]), significant=np.array([True])).axes[0].texts
+    (note,) = (text.get_text() for text in figure.texts)
+    assert note == "pale: does not survive the false-discovery-rate correction; n = 12 images"
+    assert not bars(["x"], np.array([0.5]), significant=np.array([True])).texts
 
 
 def test_control_strip_shows_every_draw():
