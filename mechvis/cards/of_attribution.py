@@ -227,8 +227,7 @@ def _better(draft: Draft, areas: dict[tuple[str, str, str], np.ndarray], seed: i
             found = stats.paired_difference(areas[name, "score", ""], areas[name, "score", control], seed=seed)
             lows.append(float(found.low[0]))
         why = (
-            f"smallest lower end, over {len(used)} operators, of the paired 95 % interval: ABPC minus that of "
-            f"{control}"
+            f"smallest lower end, over {len(used)} operators, of the paired 95 % interval: ABPC minus that of {control}"
         )
         draft.gate(f"G6{letter}", min(lows), ">", 0.0, why)
 

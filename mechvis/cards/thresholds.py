@@ -19,7 +19,9 @@ BATCH = 1e-3
 SEEDS = 0.9
 """G5: mean rank correlation between two seeds must be above (methods2.md 20.3)."""
 PLANTED = 0.75
-"""G7: AUROC on a planted suite must be above."""
+"""G7a: mean AUROC on the planted suites must be at least."""
+CONTEST = 0.7
+"""G7b: mean AUROC of true patches against decoys alone must be at least."""
 FRESH = 0.6
 """G9: rank correlation of effects with those measured on other images must be above."""
 EXCLUDED = 0.05
