@@ -107,7 +107,9 @@ class FaithfulnessCard:
 
         if name not in self.content["tables"]:
             raise unknown("table of the card", name, sorted(self.content["tables"]))
-        return pl.DataFrame(self.content["tables"][name], infer_schema_length=None, strict=False)
+        kept = self.content["tables"][name]
+        columns = {column: kept["values"][column] for column in kept["columns"]}
+        return pl.DataFrame(columns, infer_schema_length=None, strict=False)
 
     # views
 

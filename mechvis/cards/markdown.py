@@ -51,9 +51,13 @@ def measure_table(measures: Sequence[Measure]) -> pl.DataFrame:
             "better": [{"high": "higher", "low": "lower"}.get(m.direction, "") for m in ordered],
             "n": [str(m.n) for m in ordered],
             "undefined": [str(m.excluded) if m.excluded else "" for m in ordered],
-            "definition": [m.formula for m in ordered],
         }
     )
+
+
+def definitions(measures: Sequence[Measure]) -> dict[str, str]:
+    """What each measure is, by its id."""
+    return {m.id: m.formula for m in measures}
 
 
 def _same(one: Measure, other: Measure) -> bool:
@@ -88,6 +92,8 @@ def markdown(card: "FaithfulnessCard") -> str:
         lines += [f"> {_cell(warning)}", ""]
     lines += ["## Gates", "", *_table(gate_table(gates_first_failed(card.gates))), ""]
     lines += ["## Measures", "", *(_table(measure_table(card.measures)) if card.measures else ["not run"]), ""]
+    lines += [f"* **{_cell(name)}**: {_cell(text)}" for name, text in definitions(card.measures).items()]
+    lines.append("")
     for name in ("sensitivity", "planted", "stability"):
         rows = card.table(name) if name in card.content["tables"] else None
         lines += [

@@ -28,6 +28,7 @@ from mechvis.cards import attribution_gates as gates
 from mechvis.cards.data import CardData, subject
 from mechvis.cards.draft import Draft
 from mechvis.cards.faithfulness_card import FaithfulnessCard
+from mechvis.cards.localisation import localisation_table
 from mechvis.cards.planted import planted_gate
 from mechvis.cards.scope import scope_of
 from mechvis.data.images import ImageSet
@@ -248,10 +249,6 @@ def _sensitivity(areas: dict[tuple[str, str, str], np.ndarray]) -> pl.DataFrame:
 
 def _localisation(draft: Draft, maps: Tensor, controls: dict[str, Tensor], data: CardData) -> None:
     """Against object masks, where there are some."""
-    try:
-        from mechvis.cards.localisation import localisation_table
-    except ImportError:
-        return
     if isinstance(data.images, ImageSet) and data.images.read_mask is not None and data.model.preprocess is not None:
         draft.tables["localisation (not faithfulness)"] = localisation_table(maps, controls, data, draft.seed)
 

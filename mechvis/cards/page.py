@@ -22,7 +22,8 @@ def sections(card: "FaithfulnessCard") -> "list[Section]":
     top.append(Table(text.gate_table(text.gates_first_failed(card.gates)), "Failed gates first."))
     measured: list[Block] = [Text("not run")]
     if card.measures:
-        measured = [*_forest(card), Table(text.measure_table(card.measures), "Each measure beside its controls.")]
+        table = Table(text.measure_table(card.measures), "Each measure beside its controls.")
+        measured = [*_forest(card), table, Facts(text.definitions(card.measures))]
     found = [Section("Gates", top), Section("Measures", measured)]
     names = [*(("sensitivity", "planted", "stability")), *card.content["tables"]]
     for name in dict.fromkeys(names):
@@ -49,20 +50,32 @@ def fragment(card: "FaithfulnessCard") -> str:
         f"<tr><td>{escape(text.MARKS[gate.status])}</td><td>{escape(gate.id)}</td><td>{escape(gate.name)}</td></tr>"
         for gate in text.gates_first_failed(card.gates)
     )
-    measures = text.measure_table(card.measures).drop("definition")._repr_html_() if card.measures else ""
+    measures = text.measure_table(card.measures)._repr_html_() if card.measures else ""
     said = "".join(f"<li>{escape(line)}</li>" for line in (*card.warnings, card.scope))
     head = f"<b>{escape(text.title(card))}</b><p>{escape(text.verdict(card))}</p>"
     return f"{head}<table>{rows}</table>{measures}<ul>{said}</ul>"
 
 
 def _forest(card: "FaithfulnessCard") -> "list[Block]":
-    """The measures as a figure, beside their controls, where there is one to draw."""
-    from mechvis.errors import MechvisError
+    """The explanation's own measures with their intervals, controls beside them."""
+    from mechvis.plots.forest import Measure, forest
     from mechvis.report.blocks import Figure
 
-    try:
-        from mechvis.plots.forest import card_forest
-
-        return [Figure(card_forest(card.measures), "Measures with 95 % intervals; open marks are controls.")]
-    except (ImportError, MechvisError):
-        return []
+    rows = [
+        Measure(
+            name=f"{m.id} ({m.operator})" if m.operator else m.id,
+            value=m.value,
+            low=m.low,
+            high=m.high,
+            controls=[
+                c.value
+                for c in card.measures
+                if c.control and (c.id, c.operator) == (m.id, m.operator) and c.value is not None
+            ],
+            unit=m.unit or "value",
+            n=m.n,
+        )
+        for m in card.measures
+        if not m.control and m.value is not None
+    ]
+    return [Figure(forest(rows), "Measures with 95 % intervals; grey dots are controls.")] if rows else []
