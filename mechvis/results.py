@@ -299,7 +299,8 @@ class Result:
         return array, coordinates
 
     def plot(self, metric: str | None = None) -> "Figure":
-        """The standard figure: a layer x head (or layer x token) map, else bars with intervals.
+        """The standard figure: a layer x head (or layer x token) map; a grid of layers by groups of patches with their
+        intervals; else bars with intervals.
 
         Units that survive the correction are marked.
         """
@@ -307,21 +308,28 @@ class Result:
 
         rows = self.rows(metric)
         label = f"effect on {rows['metric'][0]} (clean - edited)"
+        known = {"title": self.title, "label": label, "n": _count(rows["n"])}
         for axis in ("head", "token"):
-            # A map has one cell per (layer, number); anything else in the table would fall out of the picture.
-            if (
-                {"layer", axis} <= set(rows.columns)
-                and not rows.select(pl.any_horizontal(pl.col("layer", axis).is_null())).to_series().any()
-                and not rows.select("layer", axis).is_duplicated().any()
-            ):
+            if _fills_a_map(rows, axis):
                 return plots.head_map(
                     self.cube("layer", axis, metric=metric),
                     significant=self.cube("layer", axis, value="significant", metric=metric) == 1,
-                    title=self.title,
-                    label=label,
                     column=axis,
-                    n=_count(rows["n"]),
+                    **known,
                 )
+        if _fills_a_map(rows, "group"):
+            effect, low, high, significant = (
+                self._cube(("layer", "group"), value, metric) for value in ("effect", "low", "high", "significant")
+            )
+            return plots.patching_grid(
+                effect[0],
+                effect[1][1],
+                low=low[0],
+                high=high[0],
+                significant=significant[0] == 1,
+                column_label="group of patches",
+                **known,
+            )
         shown = rows
         if rows.height > 40:
             shown = self.top(20, by="size", metric=metric)
@@ -457,6 +465,15 @@ class Result:
         from mechvis.show import result, safely
 
         return safely(result, self)
+
+
+def _fills_a_map(rows: pl.DataFrame, axis: str) -> bool:
+    """Has a map one cell per (layer, axis)? Anything else in the table would fall out of the picture."""
+    return (
+        {"layer", axis} <= set(rows.columns)
+        and not rows.select(pl.any_horizontal(pl.col("layer", axis).is_null())).to_series().any()
+        and not rows.select("layer", axis).is_duplicated().any()
+    )
 
 
 def unit_name(

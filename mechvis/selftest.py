@@ -40,6 +40,7 @@ def selftest(*, seed: int = 0) -> list[Check]:
         ("parity", lambda: parity),
         ("planted head", lambda: planted_head),
         ("twins", lambda: twins),
+        ("planted evidence", lambda: planted_evidence),
         *((point.name, point.load) for point in others),
     ]:
         found += _guarded(name, load, seed)
@@ -142,3 +143,13 @@ def twins(seed: int) -> list[Check]:
             )
         )
     return checks
+
+
+def planted_evidence(seed: int) -> list[Check]:
+    """Attribution methods find what is planted, and fail where they are known to fail; the table is printed below."""
+    from mechvis.testing.evidence.checks import evidence_figures
+
+    return [
+        Check(name=what, expected=expected, measured=measured, ok=right)
+        for what, expected, measured, right in evidence_figures(seed)
+    ]

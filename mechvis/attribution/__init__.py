@@ -22,6 +22,8 @@ __all__ = publish(
         "Maps": "mechvis.attribution.method",
         "Claims": "mechvis.attribution.method",
         "Question": "mechvis.attribution.question",
+        "image_text_attribution": "mechvis.attribution.image_text",
+        "ImageTextAttribution": "mechvis.attribution.image_text",
         "ActTimesGrad": "mechvis.attribution.methods.act_x_grad",
         "RawAttention": "mechvis.attribution.methods.rollout",
         "AttentionRollout": "mechvis.attribution.methods.rollout",
@@ -33,6 +35,7 @@ __all__ = publish(
         "LeGrad": "mechvis.attribution.methods.le_grad",
         "LayerIG": "mechvis.attribution.methods.layer_ig",
         "InputIG": "mechvis.attribution.methods.layer_ig",
+        "AttnLRP": "mechvis.attribution.methods.attn_lrp",
         "Captum": "mechvis.attribution.methods.through_captum",
         "Saliency": "mechvis.attribution.methods.through_captum",
         "InputXGradient": "mechvis.attribution.methods.through_captum",
@@ -60,6 +63,8 @@ __all__ = publish(
         "interaction_sets": "mechvis.attribution.interaction_sets",
         "BottleneckProfile": "mechvis.attribution.bottleneck_profile",
         "bottleneck_profile": "mechvis.attribution.bottleneck_profile",
+        "PatchSwaps": "mechvis.attribution.swaps",
+        "patch_swaps": "mechvis.attribution.swaps",
     },
 )
 
@@ -68,9 +73,11 @@ if TYPE_CHECKING:  # for editors and type checkers
     from mechvis.attribution.attribution import Attribution
     from mechvis.attribution.bottleneck_profile import BottleneckProfile, bottleneck_profile
     from mechvis.attribution.cells import Superpixels
+    from mechvis.attribution.image_text import ImageTextAttribution, image_text_attribution
     from mechvis.attribution.interaction_sets import InteractionSets, interaction_sets
     from mechvis.attribution.method import Claims, Maps, Method
     from mechvis.attribution.methods.act_x_grad import ActTimesGrad
+    from mechvis.attribution.methods.attn_lrp import AttnLRP
     from mechvis.attribution.methods.chefer import Chefer
     from mechvis.attribution.methods.controls import CentrePrior, InputNorm, RandomMap
     from mechvis.attribution.methods.extremal import ExtremalPerturbation
@@ -105,3 +112,4 @@ if TYPE_CHECKING:  # for editors and type checkers
     )
     from mechvis.attribution.names import METHODS, method
     from mechvis.attribution.question import Question
+    from mechvis.attribution.swaps import PatchSwaps, patch_swaps

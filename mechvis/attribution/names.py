@@ -42,6 +42,10 @@ METHODS: dict[str, str] = {
 }
 """Name -> file and class in `mechvis.attribution.methods`."""
 
+ON_REQUEST: dict[str, str] = {"attn_lrp": "attn_lrp:AttnLRP"}
+"""Likewise, of methods that run only after an explicit yes (a licence note), so that nothing that goes through all
+methods meets them."""
+
 
 def method(given: str | Method | type[Method]) -> type[Method] | Method:
     """A method's class by its name; a method (or class) as it is.
@@ -55,10 +59,10 @@ def method(given: str | Method | type[Method]) -> type[Method] | Method:
     """
     if not isinstance(given, str):
         return given
-    if given in METHODS:
-        module, name = METHODS[given].split(":")
+    if given in METHODS or given in ON_REQUEST:
+        module, name = (METHODS | ON_REQUEST)[given].split(":")
         return getattr(importlib.import_module(f"mechvis.attribution.methods.{module}"), name)
     others = {point.name: point for point in entry_points(group="mechvis.attributions")}
     if given in others:
         return others[given].load()
-    raise unknown("attribution method", given, sorted([*METHODS, *others]))
+    raise unknown("attribution method", given, sorted([*METHODS, *ON_REQUEST, *others]))

@@ -268,10 +268,10 @@ def _padded(column: np.ndarray, n: int) -> list[float | None]:
 
 
 def _rows(table: pl.DataFrame) -> dict[str, Any]:
-    """A table as JSON: columns of plain values, NaN as null."""
-    return {
-        name: [
-            None if isinstance(value, float) and not np.isfinite(value) else value for value in table[name].to_list()
-        ]
-        for name in table.columns
-    }
+    """A table as JSON: columns of plain values, NaN as null; their order apart, since canonical JSON sorts keys."""
+
+    def cell(value: Any) -> Any:
+        return None if isinstance(value, float) and not np.isfinite(value) else value
+
+    values = {name: [cell(value) for value in table[name].to_list()] for name in table.columns}
+    return {"columns": table.columns, "values": values}

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mechvis.plots.look import DIVERGING, INK, colour_bar, headline, numbers, on, plain, sample
+from mechvis.plots.look import DIVERGING, INK, colour_bar, framed, headline, numbers, on, plain, sample
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,17 +78,8 @@ def head_map(
         _write_values(axes, effects, marks, limit)
     inset = 0.06 if written else 0.0
     for layer, place in np.argwhere(marks):
-        axes.add_patch(
-            Rectangle(
-                (place - 0.5 + inset, layer - 0.5 + inset),
-                1 - 2 * inset,
-                1 - 2 * inset,
-                fill=False,
-                edgecolor=INK,
-                linewidth=1.4 if written else 0.6,
-                zorder=3,
-            )
-        )
+        corner, side = (place - 0.5 + inset, layer - 0.5 + inset), 1 - 2 * inset
+        framed(axes, *corner, side, side, line=1.4 if written else 0.6)
     axes.set_xlabel(plain(column), color=INK)
     axes.set_ylabel("layer", color=INK)
     axes.set_xticks(np.arange(0, columns, 1 if written else max(1, columns // 16)))

@@ -44,7 +44,7 @@ AMOUNTS = "YlGnBu"
 HEAT = "magma"
 """For amounts laid over an image: zero is dark."""
 
-_LETTER = 0.56
+_LETTER = 0.53
 """Width of a usual letter, as a share of its size: what a number of letters stands for."""
 
 
@@ -136,7 +136,7 @@ def _letters(text: str, usual: int) -> int:
     """How many letters of this text are as wide as so many usual ones; never more than these."""
     some = text[:80].replace("\n", "")
     # A line may hold wider letters than the mean of the text.
-    mean = 1.07 * sum(map(_width, some)) / len(some) if some else _LETTER
+    mean = 1.05 * sum(map(_width, some)) / len(some) if some else _LETTER
     return max(3, int(usual * min(1.0, _LETTER / mean)))
 
 
@@ -197,6 +197,17 @@ def bare(axes) -> None:
     axes.tick_params(colors=INK, labelsize=8, length=3, color=GREY)
 
 
+def framed(axes, x: float, y: float, width: float, height: float, *, line: float = 1.4) -> None:
+    """A frame around a cell: dark on a white edge, so that it shows on light cells and on dark ones."""
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
+
+    edge = [withStroke(linewidth=line + 1.2, foreground="#ffffff")]
+    axes.add_patch(
+        Rectangle((x, y), width, height, fill=False, edgecolor=INK, linewidth=line, zorder=3, path_effects=edge)
+    )
+
+
 def blank(axes) -> None:
     """No ticks and no spines: axes that hold a picture."""
     axes.set_xticks([])
@@ -223,9 +234,8 @@ def headline(figure, title: str, note: str = "") -> None:
     figure.get_layout_engine().set(rect=(0, 0, 1, 1 - tall / high))
     below = 1 - 0.05 / high
     left = 0.1 / figure.get_figwidth()
-    if head:
-        top = figure.suptitle(head, x=left, y=below, size=10, color=INK, ha="left", va="top", linespacing=1.15)
-        top.set_in_layout(False)
+    if head:  # it stays in the layout (which does not move it): Jupyter's `bbox_inches="tight"` cuts off what is not
+        figure.suptitle(head, x=left, y=below, size=10, color=INK, ha="left", va="top", linespacing=1.15)
         below -= 13.5 * (head.count("\n") + 1) / 72 / high
     if said:
         figure.text(left, below, said, size=7.5, color=GREY, ha="left", va="top", linespacing=1.15)

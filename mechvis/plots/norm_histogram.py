@@ -40,6 +40,7 @@ def norm_histogram(
         'log'
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     thresholds = [None] * len(lengths) if thresholds is None else list(thresholds)
     if not len(lengths) or not len(names) == len(lengths) == len(thresholds):
@@ -64,6 +65,10 @@ def norm_histogram(
         axes.set_axisbelow(True)
         axes.hist(values[place], bins=edges, color=LINES[0], histtype="stepfilled")
         axes.set_xscale("log")
+        # Lengths span about a decade: round numbers between the powers of ten, written as they are.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_yscale("log")
         axes.set_title(short(names[place]), size=8, color=INK)
         limit = thresholds[place]

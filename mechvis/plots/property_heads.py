@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mechvis.errors import ShapeMismatch
-from mechvis.plots.look import INK, colour_bar, headline, numbers, on, short
+from mechvis.plots.look import INK, colour_bar, framed, headline, numbers, on, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,7 +44,6 @@ def property_heads(
         ['colour']
     """
     from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
 
     scores = numbers("scores", scores, ndim=2)
     if scores.shape != (len(properties), len(heads)):
@@ -76,9 +75,7 @@ def property_heads(
                 color=on(image.cmap(float(scores[row, column]))[:3]),
             )
         if sure[row, column]:
-            axes.add_patch(
-                Rectangle((column - 0.45, row - 0.43), 0.9, 0.86, fill=False, edgecolor=INK, linewidth=1.4, zorder=3)
-            )
+            framed(axes, column - 0.45, row - 0.43, 0.9, 0.86)
     axes.set_xticks(np.arange(columns), [short(name, 20) for name in heads], rotation=90, size=7)
     axes.set_yticks(np.arange(rows), [short(name) for name in properties], size=8)
     axes.tick_params(length=0, colors=INK)

@@ -393,6 +393,7 @@ def test_html_repr_is_escaped():
     [
         (HEADS, "map"),
         ([{"layer": layer, "token": token} for layer in range(2) for token in range(3)], "map"),
+        ([{"unit": f"L{i} {g}", "layer": i, "group": g} for i in range(2) for g in ("object", "rest", "CLS")], "map"),
         ([{"layer": layer, "neuron": n} for layer in range(2) for n in range(3)], "bars"),
         ([{"unit": name, "layer": 0} for name in "abcdef"], "bars"),
         ([*HEADS[:5], {"unit": "L0 mlp", "layer": 0}], "bars"),
