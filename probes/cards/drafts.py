@@ -12,23 +12,30 @@ from mechvis.record import Record
 def draft_of(
     record: Record, data: CardData, tower: Any, kind: str, method: dict[str, Any], task: dict[str, Any], **asked: Any
 ) -> Draft:
-    """A draft for a record, which must be of this model and of other images.
+    """A draft for a record, which must be of this model.
 
     Raises:
         ResultMismatch: a record of another model.
-        SplitOverlap: the images that it was found on.
     """
     known = record.provenance.get("model", {}).get("fingerprint")
     if known not in (None, tower.fingerprint):
         raise ResultMismatch(f"this {record.kind} is of another model ({known}) than {tower.name}, or weights changed.")
-    found_on = record.provenance.get("data", {}).get("fingerprint")
-    if found_on and found_on == getattr(data.images, "fingerprint", None):
-        raise SplitOverlap(f"this {record.kind} was found on these very images; judge it on others.")
     described = {"facts": {name: value for name, value in record.facts.items() if not isinstance(value, dict)}}
     identity = checksum(canonical_json({"title": record.title, **described, "model": known or ""}).encode())
     return Draft(
         kind=kind, object_id=identity, subject=subject(tower), method=method, data=data.facts(), task=task, **asked
     )
+
+
+def refuse_same(record: Record, images: Any) -> None:
+    """Refuse the very images that a record was found on (which others they share is checked where that is known).
+
+    Raises:
+        SplitOverlap: the same set.
+    """
+    found_on = record.provenance.get("data", {}).get("fingerprint")
+    if found_on and found_on == getattr(images, "fingerprint", None):
+        raise SplitOverlap(f"this {record.kind} was found on these very images; judge it on others.")
 
 
 def without(draft: Draft, reasons: dict[str, str]) -> None:

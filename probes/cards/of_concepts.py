@@ -23,7 +23,7 @@ from mechvis.cards.faithfulness_card import FaithfulnessCard
 from mechvis.cards.scope import scope_of
 from mechvis.errors import BadData
 from mechvis.keyed import numpy_of
-from probes.cards.drafts import draft_of, without
+from probes.cards.drafts import draft_of, refuse_same, without
 from probes.concepts.curves import concept_curves
 from probes.concepts.factors import Factorisation
 from probes.concepts.importance import importance_in
@@ -59,6 +59,7 @@ def concepts_card(record: Concepts, data: CardData, *, level: str = "smoke", see
     site, number = facts["site"], class_of(model, facts["target"])
     if start_layer(model, site) is None:
         raise BadData(f"a card of concepts is about patches of a layer; these are crops at {site}.")
+    refuse_same(record, data.images)
     chosen = (record.provenance.get("settings") or {}).get("chosen", "predicted")
     of_class = images_of_class(model, named(model, data.images), number, chosen, 64)
     data = CardData(model=model, images=of_class, chosen_on=data.chosen_on).at(level, reference=False)

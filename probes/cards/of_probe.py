@@ -20,7 +20,7 @@ from mechvis.cards.joint import drops_of_edits
 from mechvis.cards.scope import scope_of
 from mechvis.data.images import ImageSet
 from mechvis.errors import BadData
-from probes.cards.drafts import draft_of, without
+from probes.cards.drafts import draft_of, refuse_same, without
 from probes.features import collect
 from probes.linear.record import LinearProbes
 
@@ -54,6 +54,7 @@ def probe_card(
         raise BadData(f"a card of probes is about classes; the target {record.facts['target']!r} is none.")
     if not isinstance(data.images, ImageSet):
         raise BadData("a card of probes needs an ImageSet, whose columns say what should be read.")
+    refuse_same(record, data.images)
     data = data.at(level, reference=False)
     row = record.best() if features is None else record.pick(features=features)
     draft = draft_of(

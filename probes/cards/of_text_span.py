@@ -17,7 +17,7 @@ from mechvis.cards.faithfulness_card import FaithfulnessCard
 from mechvis.cards.scope import scope_of
 from mechvis.data.images import ImageSet
 from mechvis.errors import BadData, ResultMismatch, SplitOverlap
-from probes.cards.drafts import draft_of, without
+from probes.cards.drafts import draft_of, refuse_same, without
 from probes.textspan.reading import read, tower_of
 from probes.textspan.record import TextSpan, image_keys
 
@@ -43,6 +43,7 @@ def text_span_card(record: TextSpan, data: CardData, *, level: str = "smoke", se
     """
     clip = data.extra if hasattr(data.extra, "encode_text") else data.model
     tower = tower_of(clip)
+    refuse_same(record, data.images)
     data = data.at(level, reference=False)
     if len(data.images) < 8:
         raise BadData(f"{len(data.images)} images are too few for shares of variance; give at least 8, better 64.")
