@@ -220,17 +220,21 @@ def _add(draft: Draft, metric: Any, values: np.ndarray, used: str, who: str) -> 
 
 
 def _better(draft: Draft, areas: dict[tuple[str, str, str], np.ndarray], seed: int) -> None:
-    """G6: the area between curves is larger than that of each control, by a paired interval, under every operator."""
+    """G6: the area between curves is larger than that of a random map, and no prior's is larger, by paired intervals.
+
+    Priors are not held to the same rule as chance: where what is conspicuous is what matters (bright objects on an
+    empty ground), the prior is right, and exact methods cannot beat it. Asking them to was a false alarm for exact maps
+    of the planted suites (benchmarks/gates.md); what merely repeats a prior fails G3 and G4.
+    """
     used = dict.fromkeys(name for name, _, _ in areas)
     for letter, control in zip("abc", (one.NAME for one in CONTROLS), strict=True):
-        lows = []
+        ends = []
         for name in used:
             found = stats.paired_difference(areas[name, "score", ""], areas[name, "score", control], seed=seed)
-            lows.append(float(found.low[0]))
-        why = (
-            f"smallest lower end, over {len(used)} operators, of the paired 95 % interval: ABPC minus that of {control}"
-        )
-        draft.gate(f"G6{letter}", min(lows), ">", 0.0, why)
+            ends.append(float(found.low[0] if control == RandomMap.NAME else found.high[0]))
+        which = "lower" if control == RandomMap.NAME else "upper"
+        why = f"smallest {which} end, over {len(used)} operators, of the paired 95 % interval: ABPC minus that of {control}"
+        draft.gate(f"G6{letter}", min(ends), ">" if control == RandomMap.NAME else ">=", 0.0, why)
 
 
 def _sensitivity(areas: dict[tuple[str, str, str], np.ndarray]) -> pl.DataFrame:

@@ -15,7 +15,7 @@ GATES: dict[str, str] = {
     "G3": "random weights: the explanation is of this model",
     "G4": "target: the explanation is of this output",
     "G5": "invariance: batch and order change nothing, seeds little",
-    "G6": "better than controls, under at least two ways to remove",
+    "G6": "better than chance and no worse than what knows nothing, under at least two ways to remove",
     "G7": "planted: finds what is known to be there",
     "G8": "finite and not the same number everywhere",
     "G9": "fresh data: the numbers come back on other images",
