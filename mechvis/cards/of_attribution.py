@@ -233,7 +233,7 @@ def _better(draft: Draft, areas: dict[tuple[str, str, str], np.ndarray], seed: i
             found = stats.paired_difference(areas[name, "score", ""], areas[name, "score", control], seed=seed)
             ends.append(float(found.low[0] if control == RandomMap.NAME else found.high[0]))
         which = "lower" if control == RandomMap.NAME else "upper"
-        why = f"smallest {which} end, over {len(used)} operators, of the paired 95 % interval: ABPC minus that of {control}"
+        why = f"smallest {which} end, over {len(used)} operators, of the paired 95 % interval: ABPC minus {control}"
         draft.gate(f"G6{letter}", min(ends), ">" if control == RandomMap.NAME else ">=", 0.0, why)
 
 
