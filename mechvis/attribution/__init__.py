@@ -65,6 +65,9 @@ __all__ = publish(
         "bottleneck_profile": "mechvis.attribution.bottleneck_profile",
         "PatchSwaps": "mechvis.attribution.swaps",
         "patch_swaps": "mechvis.attribution.swaps",
+        "HeadGame": "mechvis.attribution.head_game",
+        "HeadShapley": "mechvis.attribution.head_game",
+        "head_shapley": "mechvis.attribution.head_game",
     },
 )
 
@@ -73,6 +76,7 @@ if TYPE_CHECKING:  # for editors and type checkers
     from mechvis.attribution.attribution import Attribution
     from mechvis.attribution.bottleneck_profile import BottleneckProfile, bottleneck_profile
     from mechvis.attribution.cells import Superpixels
+    from mechvis.attribution.head_game import HeadGame, HeadShapley, head_shapley
     from mechvis.attribution.image_text import ImageTextAttribution, image_text_attribution
     from mechvis.attribution.interaction_sets import InteractionSets, interaction_sets
     from mechvis.attribution.method import Claims, Maps, Method

@@ -12,7 +12,7 @@ from mechvis.plots.circuit_curve import circuit_curve
 from mechvis.plots.concept_panel import concept_panel
 from mechvis.plots.curve import Line, curve
 from mechvis.plots.feature_fates import feature_fates
-from mechvis.plots.forest import Measure, card_forest, forest
+from mechvis.plots.forest import Measure, forest
 from mechvis.plots.head_map import head_map
 from mechvis.plots.image_overlay import image_overlay
 from mechvis.plots.image_panel import image_panel
@@ -39,7 +39,6 @@ __all__ = [
     "Measure",
     "attention_heads",
     "bars",
-    "card_forest",
     "circuit_curve",
     "concept_panel",
     "control_strip",

@@ -7,7 +7,7 @@ import numpy as np
 
 from mechvis.errors import OutOfRange, ShapeMismatch
 from mechvis.plots.image_panel import checked_images
-from mechvis.plots.look import INK, headline, numbers, wrapped
+from mechvis.plots.look import INK, headline, numbers, sample, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,6 +23,7 @@ def concept_panel(
     captions: Sequence[str],
     title: str = "",
     smooth: bool = True,
+    n: int | str | None = None,
 ) -> "Figure":
     """One row per concept: its best images, and under each the same image with the concept's map over it.
 
@@ -32,6 +33,7 @@ def concept_panel(
         captions: one per concept, beside its row.
         title: above the figure.
         smooth: draw the maps smoothly, or patch by patch.
+        n: images behind the figure, for the note below the title.
 
     Raises:
         BadImages: no image, not uint8, or wrong axes.
@@ -87,7 +89,7 @@ def concept_panel(
                 for spine in axes.spines.values():
                     spine.set_visible(False)
         grid[each * number, 0].set_ylabel(wrapped(captions[number], 17, 3), size=7, color=INK)
-    headline(figure, title)
+    headline(figure, title, sample(n, first=True))
     return figure
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mechvis.errors import BadImages, ShapeMismatch
-from mechvis.plots.look import DIVERGING, INK, colour_bar, headline, numbers, wrapped
+from mechvis.plots.look import DIVERGING, INK, colour_bar, headline, numbers, sample, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,6 +24,7 @@ def image_panel(
     title: str = "",
     limit: float | None = None,
     label: str = "",
+    n: int | str | None = None,
 ) -> "Figure":
     """A grid of images.
 
@@ -37,6 +38,7 @@ def image_panel(
         title: above the panel.
         limit: overlay value of full colour; by default the largest absolute value of all.
         label: at the colour bar of the overlay.
+        n: images behind the figure, for the note below the title.
 
     Raises:
         BadImages: no image, not uint8, or wrong axes; names the image.
@@ -102,7 +104,7 @@ def image_panel(
         axes.remove()
     if drawn is not None:
         colour_bar(figure, drawn, list(grid[: len(images)]), label, fraction=0.04, pad=0.02)
-    headline(figure, title)
+    headline(figure, title, sample(n, first=True))
     return figure
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from mechvis.errors import NotFinite, ShapeMismatch
 from mechvis.plots.curve import Line
-from mechvis.plots.look import DASHES, GREY, INK, LINES, MARKERS, PALE, bare, headline, numbers, short, wrapped
+from mechvis.plots.look import DASHES, GREY, INK, LINES, MARKERS, PALE, bare, headline, numbers, sample, short, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,6 +21,7 @@ def layer_curve(
     title: str = "",
     y_label: str = "accuracy",
     percent: bool = True,
+    n: int | str | None = None,
 ) -> "Figure":
     """Lines over named depths, with interval bands; baselines that have no depth are level lines.
 
@@ -31,6 +32,7 @@ def layer_curve(
         title: above the figure.
         y_label: beside it, with the unit.
         percent: values are shares; show them as percentages.
+        n: images behind the figure, for the note below the title.
 
     Raises:
         ShapeMismatch: no line or place, arrays that differ in length, or an interval with one end only.
@@ -97,5 +99,5 @@ def layer_curve(
     if any(line.low is not None for line in lines):
         legend.set_title("band: 95 % interval", prop={"size": 7})
         legend.get_title().set_color(GREY)
-    headline(figure, title)
+    headline(figure, title, sample(n, first=True))
     return figure

@@ -7,7 +7,7 @@ import numpy as np
 
 from mechvis.errors import OutOfRange, ShapeMismatch
 from mechvis.plots.image_panel import checked_images
-from mechvis.plots.look import GREY, INK, LINES, headline, numbers, plain, short, wrapped
+from mechvis.plots.look import GREY, INK, LINES, headline, numbers, plain, sample, short, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,6 +30,7 @@ def lens_map(
     captions: Sequence[str] | None = None,
     title: str = "",
     label: str = "opacity: confidence",
+    n: int | str | None = None,
 ) -> "Figure":
     """One row per image: the image, then for each layer the class that every patch says, more opaque where it is surer.
 
@@ -45,6 +46,7 @@ def lens_map(
         captions: one line per image, beside its row.
         title: above the figure.
         label: under the legend; says what opacity means.
+        n: images behind the figure, for the note below the title.
 
     Raises:
         BadImages: no image, not uint8, or wrong axes; names the image.
@@ -112,7 +114,7 @@ def lens_map(
     legend = figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=8, labelcolor=INK)
     legend.set_title(plain(label), prop={"size": 7})
     legend.get_title().set_color(GREY)
-    headline(figure, title)
+    headline(figure, title, sample(n, first=True))
     return figure
 
 

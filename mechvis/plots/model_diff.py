@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mechvis.errors import ShapeMismatch
-from mechvis.plots.look import GREY, INK, LINES, PALE, bare, headline, numbers, short
+from mechvis.plots.look import GREY, INK, LINES, PALE, bare, headline, numbers, sample, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,5 +66,5 @@ def model_diff_histogram(
     axes.set_ylabel("latents", color=INK)
     axes.set_xlabel("relative decoder norm", color=INK)
     axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    headline(figure, title)
+    headline(figure, title, sample(len(values), "latents", first=True))
     return figure

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mechvis.errors import NotFinite, ShapeMismatch
-from mechvis.plots.look import INK, LINES, PALE, bare, headline, numbers, plain, short
+from mechvis.plots.look import INK, LINES, PALE, bare, headline, numbers, plain, sample, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,5 +81,5 @@ def norm_histogram(
         axes.set_ylabel("tokens", size=8, color=INK)
     for axes in grid[-1]:
         axes.set_xlabel("length", size=8, color=INK)
-    headline(figure, title)
+    headline(figure, title, sample(sum(map(len, values)), "tokens", first=True))
     return figure

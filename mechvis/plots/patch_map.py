@@ -7,7 +7,7 @@ import numpy as np
 
 from mechvis.errors import NotFinite, OutOfRange, ShapeMismatch
 from mechvis.plots.image_panel import checked_images
-from mechvis.plots.look import DIVERGING, INK, colour_bar, headline, numbers, wrapped
+from mechvis.plots.look import DIVERGING, INK, colour_bar, headline, numbers, sample, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,6 +25,7 @@ def patch_map(
     title: str = "",
     label: str = "effect (clean - edited)",
     limit: float | None = None,
+    n: int | str | None = None,
 ) -> "Figure":
     """One row per image: the image, then its map for each layer over it, red where the patch supports the metric, blue
     where it opposes it.
@@ -38,6 +39,7 @@ def patch_map(
         title: above the figure.
         label: at the colour bar; says what is measured, and in which unit.
         limit: effect at which the colour is full; by default the largest absolute effect shown. One scale for all.
+        n: images behind the figure, for the note below the title.
 
     Raises:
         BadImages: no image, not uint8, or wrong axes; names the image.
@@ -90,7 +92,7 @@ def patch_map(
         if captions is not None:
             grid[row, 0].set_ylabel(wrapped(captions[row], 20, 3), size=8, color=INK)
     colour_bar(figure, drawn, grid.ravel().tolist(), label, fraction=0.03, pad=0.01)
-    headline(figure, title)
+    headline(figure, title, sample(n, first=True))
     return figure
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mechvis.errors import ShapeMismatch
-from mechvis.plots.look import INK, colour_bar, framed, headline, numbers, on, short
+from mechvis.plots.look import INK, colour_bar, framed, headline, numbers, on, sample, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,6 +23,7 @@ def property_heads(
     significant: np.ndarray | None = None,
     title: str = "",
     label: str = "share of what the head's texts explain",
+    n: int | str | None = None,
 ) -> "Figure":
     """Heat map of scores between 0 and 1, framed where they are sure.
 
@@ -33,6 +34,7 @@ def property_heads(
         significant: bool `[property head]`; these cells get a frame and bold print.
         title: above the map.
         label: at the colour bar.
+        n: images behind the figure, for the note below the title.
 
     Raises:
         ShapeMismatch: names or marks that do not fit the scores.
@@ -82,5 +84,5 @@ def property_heads(
     for spine in axes.spines.values():
         spine.set_visible(False)
     colour_bar(figure, image, axes, label, fraction=0.05, pad=0.02)
-    headline(figure, title)
+    headline(figure, title, sample(n, first=True))
     return figure

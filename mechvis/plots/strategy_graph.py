@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mechvis.errors import ShapeMismatch
-from mechvis.plots.look import GREY, INK, LINES, MARKERS, PALE, bare, headline, numbers, plain, short
+from mechvis.plots.look import GREY, INK, LINES, MARKERS, PALE, bare, headline, numbers, plain, sample, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,5 +92,5 @@ def strategy_graph(
     other.set_ylim(-0.12, 1.08)
     other.set_xlabel("prevalence (mean share of the support)", size=8, color=INK)
     other.set_ylabel("reliability (right where it decides)", size=8, color=INK)
-    headline(figure, title)
+    headline(figure, title, sample(len(places), first=True))
     return figure

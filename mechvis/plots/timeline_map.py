@@ -7,7 +7,7 @@ import numpy as np
 
 from mechvis.errors import OutOfRange, ShapeMismatch
 from mechvis.plots.curve import Line
-from mechvis.plots.look import DASHES, GREY, INK, LINES, MARKERS, PALE, bare, headline, numbers, short, wrapped
+from mechvis.plots.look import DASHES, GREY, INK, LINES, MARKERS, PALE, bare, headline, numbers, sample, short, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,6 +21,7 @@ def timeline_map(
     *,
     y_label: str = "decided",
     title: str = "",
+    n: int | str | None = None,
 ) -> "Figure":
     """Above: share of images decided at each anchor, by group, with those that never are as bars of their own. Below:
     shares of the running prediction by anchor (accuracy, or what it follows), with interval bands.
@@ -32,6 +33,7 @@ def timeline_map(
         lines: named `group: what`; `x` counts anchors from 0. Lines of one group share its colour.
         y_label: beside the histogram: what happens at an anchor.
         title: above the figure.
+        n: images behind the figure, for the note below the title.
 
     Raises:
         ShapeMismatch: no group, or arrays that do not fit the places.
@@ -84,7 +86,7 @@ def timeline_map(
         )
         slanted = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(places) > 6 else {}
         panel.set_xticks(x[: len(words)], words, size=8, **slanted)
-    headline(figure, title)
+    headline(figure, title, sample(n, first=True))
     return figure
 
 

@@ -27,6 +27,7 @@ def token_heat(
     title: str = "",
     label: str = "product with the text",
     limit: float | None = None,
+    n: int | str | None = None,
 ) -> "Figure":
     """Maps over images, red where a patch speaks for the text, blue where against it; one scale for all.
 
@@ -39,6 +40,7 @@ def token_heat(
         title: above the figure.
         label: at the colour bar; says what is measured.
         limit: value at which the colour is full; by default the largest absolute value shown.
+        n: images that the shown ones are chosen from, for the note below the title.
 
     Raises:
         BadImages: no image, not uint8, or wrong axes; names the image.
@@ -70,6 +72,7 @@ def token_heat(
         title=title,
         limit=limit,
         label=label,
+        n=n,
     )
 
 

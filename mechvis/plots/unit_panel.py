@@ -7,7 +7,7 @@ import numpy as np
 
 from mechvis.errors import NotFinite, ShapeMismatch
 from mechvis.plots.image_panel import checked_images
-from mechvis.plots.look import INK, colour_bar, headline, numbers, plain
+from mechvis.plots.look import INK, colour_bar, headline, numbers, plain, sample
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,6 +26,7 @@ def unit_panel(
     ranged_maps: np.ndarray | None = None,
     title: str = "",
     label: str = "activation",
+    n: int | str | None = None,
 ) -> "Figure":
     """One or two rows of images; with maps, a row of the same images under the unit's values on the patches.
 
@@ -38,6 +39,7 @@ def unit_panel(
         ranged_maps: likewise; one scale for all maps.
         title: above the figure.
         label: at the colour bar.
+        n: images behind the figure, for the note below the title.
 
     Raises:
         BadImages: no image, not uint8, or wrong axes; names the image.
@@ -104,5 +106,5 @@ def unit_panel(
                 axes.set_ylabel(plain(word), size=7, color=INK)
     if drawn is not None:
         colour_bar(figure, drawn, alive, label, fraction=0.03, pad=0.01)
-    headline(figure, title)
+    headline(figure, title, sample(n, first=True))
     return figure

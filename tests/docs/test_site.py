@@ -265,10 +265,15 @@ def test_names_in_code_exist(page):
     assert not [address for address in sorted(named - formats) if not resolves(address)]
 
 
+@cache
 def groups() -> set[str]:
-    """Groups of entry points, which look like modules."""
+    """Groups of entry points, which look like modules: filled by pyproject.toml, or looked up by the code."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    return {*re.findall(r'^\[project\.entry-points\."([\w.]+)"\]', text, re.MULTILINE), "mechvis.families"}
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "mechvis").rglob("*.py")]
+    return {
+        *re.findall(r'^\[project\.entry-points\."([\w.]+)"\]', text, re.MULTILINE),
+        *re.findall(r'entry_points\(group="([\w.]+)"\)', "\n".join(sources)),
+    }
 
 
 def test_a_wrong_name_is_found():

@@ -2,9 +2,9 @@
 
 The score's first-order change if the token's activation were taken to zero: `sum_d x_d * ds/dx_d`.
 
-Why the normalised stream and not the residual stream: LayerNorm does not change when its input grows, so the gradient of
-whatever is read through a LayerNorm alone is at a right angle to the input, and their product is zero. At the input of
-the last block of a model that reads CLS that is so for every patch (measured here: 1e-6 of the score); a method that
+Why the normalised stream and not the residual stream: LayerNorm does not change when its input grows, so the gradient
+of whatever is read through a LayerNorm alone is at a right angle to the input, and their product is zero. At the input
+of the last block of a model that reads CLS that is so for every patch (measured here: 1e-6 of the score); a method that
 looks there shows rounding errors as a map.
 
 Source: methods.md 10 [K]; a sum over d_model, signed.

@@ -142,7 +142,7 @@ def test_refusals(pixels):
         attribute(model, pixels, AttnLRP(rule="gamma", **YES), target=1, progress=False)
     parts = model.parts
     model.__dict__["parts"] = replace(parts, blocks=tuple(replace(one, linear_writes=False) for one in parts.blocks))
-    with pytest.raises(RefusedMethod, match="no rule for norms"):
+    with pytest.raises(RefusedMethod, match="no rule for the norms inside attention or MLP of this model"):
         attribute(model, pixels, AttnLRP(**YES), target=1, progress=False)
     for method in (TokenTM(), GlobEnc()):
         with pytest.raises(RefusedMethod, match="a norm stands between"):

@@ -135,6 +135,8 @@ class TestMethod:
         assert (found.table["prefix"].to_numpy() > 0).all()
         assert found.arrays["bits"] == pytest.approx(found.table["sum"].to_numpy() + found.table["prefix"].to_numpy())
         assert found.facts["settings"]["reference"] == 20
+        with pytest.raises(BadData, match="says only that the reference had 20 images: pass its pixels"):
+            _ = found.method
         first = attribute(model, pixels, Iba(layer=0, reference=reference), target=1, progress=False)
         # CLS before block 0 is the same in all images: its bits are about nothing but the floor of the spread.
         assert (first.table["prefix"].to_numpy() < 0.2 * first.arrays["bits"]).all()

@@ -215,6 +215,9 @@ def test_what_brings_its_own_panels():
     class Sections:
         title = "By sections"
 
+        def table(self, name):
+            raise AssertionError("a table that has to be named is not asked for")
+
         def report_sections(self):
             return [Section("s", [])]
 

@@ -143,7 +143,13 @@ def test_normalised_deletion_starts_from_nothing():
     game = FunctionGame(function=lambda m: 10 + m[..., 0] * 4 + m[..., 1], grid=(1, 2))
     # 15, 11, 10 -> 1, 0.2, 0
     assert Deletion(normalise=True).measure(torch.tensor([[2.0, 1.0]]), game).values[0] == pytest.approx(0.35)
-    assert Insertion(normalise=True).measure(torch.tensor([[2.0, 1.0]]), game).values[0] == pytest.approx(0.65)
+    found = Insertion(normalise=True).measure(torch.tensor([[2.0, 1.0]]), game)
+    assert found.values[0] == pytest.approx((0 + 2 * 0.8 + 1) / 4)
+    np.testing.assert_allclose(found.curves["deletion"], [[1.0, 0.2, 0.0]])
+    np.testing.assert_allclose(found.curves["insertion"], [[0.0, 0.8, 1.0]])
+    # A score that rises when patches go: the sign of the span stays in the ratio.
+    falling = FunctionGame(function=lambda m: 10 - m[..., 0] * 4 - m[..., 1], grid=(1, 2))
+    assert Deletion(normalise=True).measure(torch.tensor([[2.0, 1.0]]), falling).values[0] == pytest.approx(0.35)
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -9,7 +9,7 @@ from mechvis.attribution.attribute import maps_of
 from mechvis.attribution.methods.act_x_grad import ActTimesGrad
 from mechvis.attribution.methods.controls import RandomMap
 from mechvis.attribution.question import Question
-from mechvis.faithfulness import Answers, measure, metric, preset, titles_of
+from mechvis.faithfulness import Abpc, Answers, MuFidelity, measure, metric, preset, titles_of
 from mechvis.target import target_of
 from mechvis.testing import assert_untouched
 
@@ -17,13 +17,24 @@ from mechvis.testing import assert_untouched
 @pytest.fixture(scope="module")
 def setting():
     model = mechvis.load("scenes-vit")
-    images = mechvis.data.scenes(n=8, seed=7)
+    images = mechvis.data.scenes(n=20, seed=7)
     pixels = images.pixels_for(model.preprocess)
     target = target_of(model, model.run(pixels).logits, contrast="runner_up")
-    ask = Question(model=model, pixels=pixels, target=target, ids=torch.arange(8))
+    ask = Question(model=model, pixels=pixels, target=target, ids=torch.arange(20))
     return ask, images.masks_for(model.preprocess)
 
 
+def test_a_map_of_the_model_is_told_from_noise(setting):
+    ask, _ = setting
+    answers = Answers(ask.game("mean"))
+    ours, noise = (maps_of(method, ask) for method in (ActTimesGrad(), RandomMap()))
+    with assert_untouched(ask.model):
+        for one in (Abpc(steps=4), MuFidelity(n=20)):
+            difference = stats.paired_difference(one.measure(ours, answers).values, one.measure(noise, answers).values)
+            assert difference.low[0] > 0
+
+
+@pytest.mark.slow
 def test_smoke_preset(setting):
     ask, masks = setting
     games = {name: Answers(ask.game(name)) for name in ("mean", "blur")}

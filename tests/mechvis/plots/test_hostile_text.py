@@ -106,17 +106,22 @@ FIGURES = {
 }
 
 
+MIXED = "<script>alert(1)</script> $x_ 🦊 \u202e שלום \x00 " + TEXTS["long"]
+
+
 @pytest.mark.parametrize("name", FIGURES)
 def test_any_text_is_drawn_as_text_inside_the_figure(name):
     before = dict(matplotlib.rcParams)
-    figure = FIGURES[name](TEXTS["markup"])
-    for suffix in ("png", "svg"):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=suffix, dpi=50)
-        assert buffer.tell() > 1000
+    figure = FIGURES[name](MIXED)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg")
     elements = xml.etree.ElementTree.fromstring(buffer.getvalue()).iter()
-    assert "script" not in {element.tag.split("}")[-1] for element in elements}
-    assert not clipped(FIGURES[name](TEXTS["long"]))
+    tags = {element.tag.split("}")[-1] for element in elements}
+    assert "path" in tags and "script" not in tags
+    assert not clipped(figure)
+    # The inks of the package, whose contrast is measured in test_look, or what stands on a coloured cell.
+    colours = {matplotlib.colors.to_hex(text.get_color()) for text in figure.findobj(Text) if text.get_text()}
+    assert colours <= {INK, GREY, "#000000", "#ffffff"}, colours
     assert dict(matplotlib.rcParams) == before
     assert not matplotlib._pylab_helpers.Gcf.figs
 
@@ -125,15 +130,11 @@ def test_any_text_is_drawn_as_text_inside_the_figure(name):
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_text_stays_inside(name, text):
-    assert not clipped(FIGURES[name](TEXTS[text]))
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_words_can_be_read(name):
-    figure = FIGURES[name]("a red star")
-    colours = {matplotlib.colors.to_hex(text.get_color()) for text in figure.findobj(Text) if text.get_text()}
-    # The inks of the package, whose contrast is measured in test_look, or what stands on a coloured cell.
-    assert colours <= {INK, GREY, "#000000", "#ffffff"}, colours
+    figure = FIGURES[name](TEXTS[text])
+    assert not clipped(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=40)
+    assert buffer.getvalue().startswith(b"\x89PNG")
 
 
 def clipped(figure) -> list[str]:

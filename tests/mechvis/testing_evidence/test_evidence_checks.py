@@ -38,11 +38,23 @@ def test_the_experiment_asks_the_card_s_own_gates():
 
     method = BAD["wrong_rollout"]()
     where = benchmark.subject(0, 12)
-    short = benchmark.gates_of(method, 0, n=12, planted_images=32)["gates"]
+    short = pytest.importorskip("benchmarks.gates_rules").failed_gates(
+        benchmark.gates_of(method, 0, n=12, planted_images=32)
+    )
     whole = attribution_card(method, CardData(model=where.ask.model, images=where.ask.pixels), level="smoke", seed=0)
-    for gate in whole.gates:
-        if gate.id in short:
-            assert short[gate.id][0] == gate.status, gate
+    assert short == sorted(gate.id for gate in whole.gates if gate.status == "fail")
+
+
+def test_rules_are_decided_from_the_numbers_that_are_kept():
+    rules = pytest.importorskip("benchmarks.gates_rules")
+    row = {
+        "gates": {"G3": ["pass", 0.1], "G6a": ["fail", -1.0]},  # G6 is decided again
+        "better": {"random/mean": [3.0, 5.0], "centre/mean": [-0.1, 0.2], "input_norm/mean": [-0.3, -0.1]},
+        "planted": {"wired": [1.0, 1.0], "object": [0.4, 0.9], "shortcut": [float("nan"), float("nan")]},
+    }
+    assert rules.failed_gates(row, 0.0, (0.75, 0.7)) == ["G6c", "G7a"]  # mean AUROC 0.7
+    assert rules.failed_gates(row, 0.1, (0.65, 0.96)) == ["G7b"]  # a tenth of 4.2 is forgiven; mean contest 0.95
+    assert rules.failed_gates({"gates": {"G8": ["fail", 1.0]}}) == ["G8"]
 
 
 def test_the_page_counts_what_was_caught():

@@ -1,0 +1,1 @@
+"""One planted variant a file; `mechvis.testing.evidence.VARIANTS` lists them by name."""
