@@ -7,9 +7,9 @@
 3. The same for rankings of heads: exact effects of two halves of the images, and three ways to get them wrong.
 
 The gates are the card's own functions, but for G6 and G7, which `gates_rules` decides from the numbers that are kept;
-curves that decide nothing are not measured. G7 is asked of the models of the seed with 8 images each, as a smoke card does.
-Rows are kept in `gates.json` as they are finished, so that a run goes on where it was stopped; `--only NAME` runs some
-explainers, `--page` writes the page alone.
+curves that decide nothing are not measured. G7 is asked of the models of the seed, with 8 images each as in a smoke
+card. Rows are kept in `gates.json` as they are finished, so that a run goes on where it was stopped; `--only NAME` runs
+some explainers, `--page` writes the page alone.
 """
 
 import argparse

@@ -32,12 +32,47 @@ __all__ = publish(
         "HookedViT": "mechvis.hooked",
         "HookedCLIP": "mechvis.clip",
         "Face": "mechvis.face",
+        "attribute": "mechvis.attribution.attribute",
+        "explore": "mechvis.explorer",
     },
-    ("axes", "data", "edits", "errors", "interop", "metrics", "stats", "store", "testing"),
+    (
+        "attribution",
+        "axes",
+        "cards",
+        "data",
+        "edits",
+        "errors",
+        "faithfulness",
+        "interop",
+        "metrics",
+        "plots",
+        "removal",
+        "stats",
+        "store",
+        "testing",
+        "visualise",
+    ),
 )
 
 if TYPE_CHECKING:  # for editors and type checkers
-    from mechvis import axes, data, edits, errors, interop, metrics, stats, store, testing
+    from mechvis import (
+        attribution,
+        axes,
+        cards,
+        data,
+        edits,
+        errors,
+        faithfulness,
+        interop,
+        metrics,
+        plots,
+        removal,
+        stats,
+        store,
+        testing,
+        visualise,
+    )
+    from mechvis.attribution.attribute import attribute
     from mechvis.certified import certified_top
     from mechvis.clip import HookedCLIP
     from mechvis.data.images import ImageSet

@@ -10,6 +10,9 @@ from mechvis import cli
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "notebooks/README.md", "tests/SKIPS.md")
 PAGES += (
+    "docs/attribution.md",
+    "docs/cards.md",
+    "docs/planted_suites.md",
     "docs/families.md",
     "docs/interop.md",
     "docs/formats.md",

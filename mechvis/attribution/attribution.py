@@ -68,7 +68,13 @@ class Attribution(Record):
                 raise ShapeMismatch(f"{len(raw)} pictures for {n} maps.")
             pictures = [np.asarray(one) for one in raw]
         titles = [str(name) for name in self.table["target"].to_list()[:n]]
-        return image_overlay(self.maps[:n], pictures, titles=titles, signed=self.facts["claims"]["signed"])
+        signed = self.facts["claims"]["signed"]
+        return image_overlay(self.maps[:n], pictures, titles=titles, signed=signed, title=self.title, n=len(self.maps))
+
+    def _repr_html_(self) -> str:
+        from mechvis.show import attribution, safely
+
+        return safely(attribution, self)
 
     def figures(self) -> "list[Block]":
         """Maps of the first images."""

@@ -90,7 +90,7 @@ class Superpixels:
 
     Example:
         >>> Superpixels(n=2, compactness=0.1).labels(torch.eye(2).repeat_interleave(2, 1)[None, None], (2, 2)).tolist()
-        [[[0, 1], [1, 0]]]
+        [[[1, 0], [0, 1]]]
     """
 
     n: int = 16

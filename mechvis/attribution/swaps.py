@@ -148,17 +148,10 @@ def patch_swaps(
         for number in chosen:
             wanted = int(classes[1][number])
             alike = _likeness(model, likeness, pixels[number], put[number], tau)
-            found = _searched(
-                site.task(pixels[number], put[number], wanted),
-                search,
-                dict(likeness=alike, weight=weight, similar=similar, most=most),
-                verify,
-            )
+            task = site.task(pixels[number], put[number], wanted)
+            found = _searched(task, search, dict(likeness=alike, weight=weight, similar=similar, most=most), verify)
             others_found = [
-                random_swaps(
-                    site.task(pixels[number], put[number], wanted), generator_of(seed, number, f"random swaps {draw}")
-                )
-                for draw in range(randoms)
+                random_swaps(task, generator_of(seed, number, f"random swaps {draw}")) for draw in range(randoms)
             ]
             rows.append(_row(model, number, classes, found, others_found, site.whole(pixels[number], put[number])))
             swaps += [

@@ -7,7 +7,12 @@ from mechvis.cli import say
 from mechvis.commands.words import calls, read_images, read_model
 
 
-@calls("mechvis.cards.of_attribution:attribution_card", "mechvis.models.load:load")
+@calls(
+    "mechvis.cards.of_attribution:attribution_card",
+    "mechvis.cards.data:CardData",
+    "mechvis.models.load:load",
+    "mechvis.clip:HookedCLIP.classifier",
+)
 def make(
     of: str,
     /,

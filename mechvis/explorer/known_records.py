@@ -20,7 +20,7 @@ LATENT_COLUMNS = (
     "latent", "fires", "frequency", "density", "mean", "max", "top_class", "class_share", "class_base", "top_group",
     "group_share", "moran",
 )  # fmt: skip
-"""Columns of the table of latents that are shown."""
+"""Columns of the table of latents that are shown, each with the ends of its interval where it has one."""
 
 
 def panels_of_record(record: Record, images: ImageSet | None = None) -> list[Panel]:
@@ -52,7 +52,8 @@ def _latents(record: Record) -> tuple[Pictures, Latents]:
     ids = tuple(map(str, images["id"]))
     place = {image: i for i, image in enumerate(images["image"])}
     number = {latent: i for i, latent in enumerate(latents["latent"])}
-    columns: dict[str, Any] = {name: latents[name].to_list() for name in LATENT_COLUMNS if name in latents.columns}
+    shown = [f"{name}{end}" for name in LATENT_COLUMNS for end in ("", "_low", "_high")]
+    columns: dict[str, Any] = {name: latents[name].to_list() for name in shown if name in latents.columns}
     columns["label"] = _labels(record, list(latents["latent"]))
     if not any(columns["label"]):
         del columns["label"]

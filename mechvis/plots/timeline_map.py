@@ -84,7 +84,8 @@ def timeline_map(
             if panel is axes
             else list(short(place, 20) for place in places)
         )
-        slanted = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(places) > 6 else {}
+        crowded = len(places) > 6 or sum(map(len, words)) > 40
+        slanted = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
         panel.set_xticks(x[: len(words)], words, size=8, **slanted)
     headline(figure, title, sample(n, first=True))
     return figure

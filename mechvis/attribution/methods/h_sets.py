@@ -10,8 +10,10 @@
 4. A set is valued by the dividends of all its subsets T, `d(T) = sum_(S in T) (-1)^(|T|-|S|) v(S)` with
    `v(S) = f(only S kept) - f(none)`: what T does that none of its parts do. `2^size` passes a set.
 
-Map: the value of a patch alone, plus its even share of the dividends of the sets that hold it. `interaction_sets` gives
-the sets, their dividends and the matrix as a record.
+Map: the value of a patch alone, plus its even share of the dividends of the sets that hold it. `interaction_sets`
+gives the sets, their dividends and the matrix as a record. On the bundled classifier the map is little more than what
+patches do alone, which marks the background (AUROC .32 against the object, like `Occlusion(direction="reveal")`): read
+the sets.
 
 Source: methods.md 10 [N]. Where we differ [X]: patches and not pixels; differences of gradients and not
 Hessian-vector products (fused attention has no second derivative); `v` is the score of the kept set by a removal game,

@@ -54,7 +54,7 @@ def bits_of(alpha: Stream, stream: Stream, mean: Stream, spread: Stream) -> Stre
     Example:
         >>> one = torch.ones(1, 1, 1)
         >>> round(float(bits_of(0 * one, one, 0 * one, one)), 4)      # lam = 1/2, one standard deviation off
-        0.6394
+        0.6393
     """
     lam = torch.sigmoid(alpha)
     # 2 ln(1 - lam) by way of alpha: 1 - lam itself is rounded to 0 where alpha is large.

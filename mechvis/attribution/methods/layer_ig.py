@@ -47,7 +47,7 @@ class LayerIG(Method):
     end."""
     site: str | None = None
     """A site by name, with a token axis or a key axis."""
-    steps: int = 32
+    steps: int = 64
     """Points on the path."""
     baseline: Any = "zero"
     """Where the path starts: `zero`, `image_mean` (the mean of the image's own patches in the place of each patch; the
@@ -124,7 +124,7 @@ class InputIG(Method):
     NAME = "input_ig"
     CLAIMS = Claims(class_specific=True, signed=True, complete=True)
     SOURCE = "Sundararajan et al. 2017; faithfulness.md 1.2"
-    steps: int = 32
+    steps: int = 64
     """Points on the path."""
     baseline: Any = "zero"
     """Where the path starts: `zero` (what preprocessing calls the mean colour), `image_mean` (the image's own mean

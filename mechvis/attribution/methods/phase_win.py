@@ -14,6 +14,9 @@ most: `m (m + 1) / 2` evaluations for m regions. The phased search asks less (:f
 A region's worth is what is left of the way of F when it comes: `A_i = A_(i-1) - |F(S_i) - F(S_(i-1))|`, from the sum of
 all steps down. It is a ranking; the steps of a greedy order say little of what a region does in other company.
 
+On the bundled classifier (16 regions, 64 images) the phased search takes 52 evaluations in the place of 137, and its
+insertion score is .893 in the place of .925 (difference -.033, 95 % interval -.054 to -.019).
+
 One evaluation of F is two passes. Source: VPS and PhaseWin, methods.md 10 [N]: thresholds (.5, .05, .2, window 8) and
 the immediate acceptance are ours [X], as is F for a class in the place of a detection.
 """

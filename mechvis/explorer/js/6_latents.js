@@ -4,7 +4,9 @@ function makeLatents(k, study, look) {
   const own = study.latents[k], { images } = study, HEIGHT = 28;
   const part = (name) => at("latents-" + k + "-" + name);
   const list = part("list"), rows = part("rows"), panel = part("panel"), count = part("count"), filters = part("filters");
-  const numeric = Object.keys(own.columns).filter((name) => own.columns[name].numbers);
+  // The ends of an interval are shown with their estimate.
+  const isEnd = (name) => /_(low|high)$/.test(name) && own.columns[name.replace(/_(low|high)$/, "")] !== undefined;
+  const numeric = Object.keys(own.columns).filter((name) => own.columns[name].numbers && !isEnd(name));
   const filter = { search: "", sort: numeric.includes("frequency") ? "frequency" : "latent", down: numeric.includes("frequency") };
   const columns = ["latent", "frequency", "max"].filter((name) => own.columns[name]);
   const size = own.grid[0] * own.grid[1];
@@ -87,11 +89,12 @@ function makeLatents(k, study, look) {
   const facts = (i) => {
     const found = make("dl", "facts");
     for (const name of Object.keys(own.columns)) {
-      if (name === "latent" || name === "label" || word(name, i) === "") continue;
+      if (name === "latent" || name === "label" || isEnd(name) || word(name, i) === "") continue;
       const line = make("div", "");
       const term = make("dt", "", name.replaceAll("_", " "));
       if (own.words[name]) term.title = own.words[name];
-      line.append(term, make("dd", "", word(name, i)));
+      const ends = own.columns[name + "_low"] && own.columns[name + "_high"] && word(name + "_low", i) !== "\u2013";
+      line.append(term, make("dd", "", word(name, i) + (ends ? " [" + word(name + "_low", i) + ", " + word(name + "_high", i) + "]" : "")));
       found.append(line);
     }
     return found;

@@ -170,7 +170,8 @@ def planted(words=None):
     latents = panels.Latents(
         name=say("dictionary", 0),
         columns={
-            "latent": [7, 11, 40], "frequency": [0.5, None, 0.25], "max": [3.0, None, 1.5],
+            "latent": [7, 11, 40], "frequency": [0.5, None, 0.25], "frequency_low": [0.3, None, 0.1],
+            "frequency_high": [0.7, None, 0.4], "max": [3.0, None, 1.5],
             "label": [say("label", 0), "", say("label", 2)], "top_class": [classes[0], None, classes[1]],
         },
         grid=(2, 2),

@@ -175,6 +175,7 @@ def test_the_list_of_latents_sorts_searches_and_opens(page, study):
     assert [text.split()[0] for text in rows.all_inner_texts()] == ["#7", "#40", "#11"], "unknown frequency comes last"
     assert page.locator("#latents-0-panel .examples figure").count() == 2
     assert page.locator("#latents-0-panel .examples b").all_inner_texts() == ["3", "2"]
+    assert "frequency\n0.5 [0.3, 0.7]" in page.inner_text("#latents-0-panel .facts")
     page.focus("#latents-0-list")
     page.keyboard.press("ArrowDown")
     page.wait_for_selector('#latents-0-panel[data-ready="2"]')

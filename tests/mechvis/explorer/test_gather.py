@@ -142,7 +142,8 @@ def pages_record():
         kind="latent_pages",
         title="Latents",
         tables={
-            "latents": pl.DataFrame({"latent": [4, 9], "frequency": [0.5, 0.1], "max": [2.0, 1.0],
+            "latents": pl.DataFrame({"latent": [4, 9], "frequency": [0.5, 0.1], "frequency_low": [0.4, 0.0],
+                                     "frequency_high": [0.6, 0.2], "max": [2.0, 1.0],
                                      "top_class": ["x", None]}),
             "examples": pl.DataFrame({"latent": [4, 4, 9], "kind": ["top", "quantile", "top"], "image": [20, 10, 20],
                                       "value": [2.0, 1.0, 1.0], "peak": [2.0, 0.5, 1.0]}),
@@ -166,6 +167,7 @@ def test_pages_of_latents():
         and latents.image.tolist() == [1, 0, 1]
         and latents.top.tolist() == [True, False, True]
     )
+    assert latents.columns["frequency_low"] == [0.4, 0.0]
     assert latents.columns["label"] == ["best", ""], "the best text that is above chance"
     assert pictures.ids == ("a", "b") and pictures.labels == ("x", "y") and pictures.files[0] == pictures.files[1]
     broken = pages_record()

@@ -150,6 +150,20 @@ def test_saco_by_pairs():
         assert signed[image].item() == pytest.approx(top) and total[image].item() == pytest.approx(bottom)
 
 
+def test_saco_with_groups_of_unequal_size_is_per_patch():
+    """Groups {0, 1}, {2}, {3}: G = 3.5, 2, 1 and d = 1, 3, 0 per patch: -1.5, +2.5, +1 of 5."""
+    found = SaCo(groups=3).measure(torch.tensor([[4.0, 3.0, 2.0, 1.0]]), additive(torch.tensor([[1.0, 1.0, 3.0, 0.0]])))
+    assert found.values[0] == pytest.approx(2 / 5) and found.curves["salience"].tolist() == [[3.5, 2.0, 1.0]]
+
+
+def test_saco_does_not_depend_on_the_order_of_groups():
+    salience, effects = maps(2).sort(1, descending=True).values, maps(3)
+    for one, other in zip(
+        signed_weights(salience, effects), signed_weights(salience.flip(1), effects.flip(1)), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize("patches", [16, 17, 20])
 def test_saco_of_random_maps_is_zero_whatever_the_groups(patches):
     """Groups of unequal size must not bring agreement by themselves."""
