@@ -11,6 +11,13 @@ TOWERS_INSTALLED := $(TOWERS)/.installed
 PEERS := .venv-peers
 PEERS_RUN := $(PEERS)/bin/python
 PEERS_INSTALLED := $(PEERS)/.installed
+BROWSER := .venv-browser
+BROWSER_RUN := $(BROWSER)/bin/python
+BROWSER_INSTALLED := $(BROWSER)/.installed
+DOCS := .venv-docs
+DOCS_RUN := $(DOCS)/bin/python
+DOCS_INSTALLED := $(DOCS)/.installed
+NOTEBOOKS ?= off
 BENCH := .venv-bench
 BENCH_RUN := $(BENCH)/bin/python
 BENCH_INSTALLED := $(BENCH)/.installed
@@ -21,7 +28,7 @@ WORKERS ?= 2
 BENCH_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test towers peers slow families bench lint format clean
+.PHONY: help setup demo test towers peers slow families bench browser notebooks docs lint format clean
 
 help:            ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1@/p' $(MAKEFILE_LIST) | awk -F@ '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -91,6 +98,31 @@ $(BENCH_INSTALLED): $(TOWERS_INSTALLED)
 bench: $(BENCH_INSTALLED)   ## timings side by side with transformer_lens, nnsight, ViT-Prisma: 40 minutes; BENCH_OPTIONS=--quick: 6
 	$(BENCH_RUN) -W ignore -m benchmarks $(BENCH_OPTIONS)
 
+# Pages opened in a real browser: needs Debian's chromium (apt install chromium), or MECHVIS_CHROMIUM=path.
+$(BROWSER_INSTALLED): $(INSTALLED)
+	$(PYTHON) -m venv $(BROWSER)
+	@$(RUN) -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$($(BROWSER_RUN) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
+	$(RUN) -m pip --python $(BROWSER_RUN) install --quiet -c constraints.txt --group browser
+	@touch $@
+
+browser: $(BROWSER_INSTALLED)   ## reports, dashboards and explorers opened in a headless chromium, hostile strings in every field
+	OMP_NUM_THREADS=1 $(BROWSER_RUN) -m pytest tests/mechvis/explorer $(TESTS)
+
+notebooks: $(INSTALLED)   ## the manual as Jupyter notebooks in build/notebooks
+	$(RUN) notebooks/convert.py build/notebooks
+
+# Sphinx lives in an environment of its own, laid over the first one: only the site needs it.
+$(DOCS_INSTALLED): $(INSTALLED)
+	$(PYTHON) -m venv $(DOCS)
+	@$(RUN) -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$($(DOCS_RUN) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
+	$(RUN) -m pip --python $(DOCS_RUN) install --quiet -c constraints.txt --group docs
+	@touch $@
+
+docs: $(DOCS_INSTALLED)   ## the documentation site in build/site; NOTEBOOKS=cache runs the notebooks and shows their figures
+	MECHVIS_NOTEBOOKS=$(NOTEBOOKS) OMP_NUM_THREADS=1 $(DOCS_RUN) -m sphinx -W --keep-going -q -j $(WORKERS) -c docs -d build/doctrees -b html . build/site
+
 lint: $(INSTALLED)    ## style, imports and layers
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -101,5 +133,5 @@ format: $(INSTALLED)  ## rewrite files in the house style
 	$(RUN) -m ruff format .
 
 clean:           ## remove what the other targets made, the environment included
-	rm -rf $(VENV) $(TOWERS) $(BENCH) $(DEMO) build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(TOWERS) $(BENCH) $(BROWSER) $(DOCS) $(DEMO) build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

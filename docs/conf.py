@@ -34,6 +34,7 @@ nb_execution_timeout = 300
 nb_execution_in_temp = True  # what notebooks write does not lie among them
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+nb_output_stderr = "remove"  # progress bars
 
 # Docstrings.
 autodoc_preserve_defaults = True

@@ -101,7 +101,10 @@ def attribute(
             rows.append(_rows(ask, maps, start, labels))
             bar.update(len(pixels))
     seconds = time.perf_counter() - started
-    return _record(model, images, chosen, found, pl.concat(rows), cost, seconds, seed, settled)
+    table = pl.concat(rows)
+    if isinstance(images, ImageSet):
+        table = table.insert_column(1, pl.Series("id", list(images.ids)))
+    return _record(model, images, chosen, found, table, cost, seconds, seed, settled)
 
 
 def maps_of(method: Method, ask: Question) -> Tensor:
@@ -198,6 +201,7 @@ def _rows(ask: Question, maps: Maps, start: int, labels: Tensor | None) -> pl.Da
 
 _WORDS = {
     "image": "place of the image in the set",
+    "id": "name of the image",
     "target": "explained class",
     "contrast": "class whose logit is subtracted, if any",
     "label": "true class, where it is known",

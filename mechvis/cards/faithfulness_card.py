@@ -23,6 +23,8 @@ from mechvis.cards.parts import Gate, Measure
 from mechvis.errors import ResultMismatch, StoreCorrupt
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from mechvis.record import Record
     from mechvis.report.blocks import Section
 
@@ -148,6 +150,20 @@ class FaithfulnessCard:
         from mechvis.cards.page import write_page
 
         return write_page(self, path)
+
+    def plot(self) -> "Figure":
+        """Measures with their intervals, controls as dots beside them.
+
+        Raises:
+            BadData: the card has no measure.
+        """
+        from mechvis.cards.page import figure
+        from mechvis.errors import BadData
+
+        found = figure(self)
+        if found is None:
+            raise BadData("the card has no measure to draw.")
+        return found
 
     def compare(self, other: "FaithfulnessCard") -> "Record":
         """This card beside another one, example by example: see :func:`mechvis.cards.compare`."""

@@ -34,6 +34,7 @@ from mechvis.cards.scope import scope_of
 from mechvis.data.images import ImageSet
 from mechvis.errors import BadData
 from mechvis.faithfulness.answers import Answers
+from mechvis.faithfulness.completeness import SignAgreement
 from mechvis.faithfulness.correlation import MuFidelity
 from mechvis.faithfulness.curves import Abpc, Deletion, Insertion
 from mechvis.faithfulness.infidelity import NInf
@@ -190,6 +191,7 @@ def _measure(
     """Measures of the maps and of the controls; areas between curves by (operator, score, whose)."""
     areas: dict[tuple[str, str, str], np.ndarray] = {}
     steps = STEPS[level]
+    curves = (Deletion(steps=steps), Insertion(steps=steps))
     for name, known in answers.items():
         for who, given in {"": maps, **controls}.items():
             for form in dict.fromkeys((None, "prob")):
@@ -198,7 +200,7 @@ def _measure(
                 areas[name, form or "score", who] = found.values
                 if form is None:
                     _add(draft, metric, found.values, name, who)
-        for metric in (Deletion(steps=steps), Insertion(steps=steps), MuFidelity(n=32), NInf(n=32), SaCo()):
+        for metric in (*curves, MuFidelity(n=32), NInf(n=32), SaCo(), SignAgreement()):
             _add(draft, metric, metric.measure(maps, known).values, name, "")
             if metric.NAME in ("mu_fidelity", "saco"):
                 for who in ("random", "input_norm"):

@@ -9,13 +9,15 @@ import polars as pl
 from mechvis.cards import markdown as text
 
 if TYPE_CHECKING:
+    import matplotlib.figure
+
     from mechvis.cards.faithfulness_card import FaithfulnessCard
     from mechvis.report.blocks import Block, Section
 
 
 def sections(card: "FaithfulnessCard") -> "list[Section]":
     """The card as sections of a report: gates, measures, tables, scope, facts."""
-    from mechvis.report.blocks import Facts, Note, Section, Table, Text
+    from mechvis.report.blocks import Facts, Figure, Note, Section, Table, Text
 
     kind = "warning" if card.failed else "good"
     top: list[Block] = [Note(kind, text.verdict(card)), *(Note("warning", line) for line in card.warnings)]
@@ -23,7 +25,15 @@ def sections(card: "FaithfulnessCard") -> "list[Section]":
     measured: list[Block] = [Text("not run")]
     if card.measures:
         table = Table(text.measure_table(card.measures), "Each measure beside its controls.")
-        measured = [*_forest(card), table, Facts(text.definitions(card.measures))]
+        measured = [
+            *(
+                [Figure(drawn, "Measures with 95 % intervals; grey dots are controls.")]
+                if (drawn := figure(card))
+                else []
+            ),
+            table,
+            Facts(text.definitions(card.measures)),
+        ]
     found = [Section("Gates", top), Section("Measures", measured)]
     names = [*(("sensitivity", "planted", "stability")), *card.content["tables"]]
     for name in dict.fromkeys(names):
@@ -56,10 +66,9 @@ def fragment(card: "FaithfulnessCard") -> str:
     return f"{head}<table>{rows}</table>{measures}<ul>{said}</ul>"
 
 
-def _forest(card: "FaithfulnessCard") -> "list[Block]":
+def figure(card: "FaithfulnessCard") -> "matplotlib.figure.Figure | None":
     """The explanation's own measures with their intervals, controls beside them."""
     from mechvis.plots.forest import Measure, forest
-    from mechvis.report.blocks import Figure
 
     rows = [
         Measure(
@@ -78,4 +87,4 @@ def _forest(card: "FaithfulnessCard") -> "list[Block]":
         for m in card.measures
         if not m.control and m.value is not None
     ]
-    return [Figure(forest(rows), "Measures with 95 % intervals; grey dots are controls.")] if rows else []
+    return forest(rows) if rows else None

@@ -146,6 +146,8 @@ def decompose(
         >>> found.pick(term="L3H1")["direct"]                                          # doctest: +SKIP
         1.9
     """
+    if hasattr(model, "vision"):
+        model = model.vision  # of a CLIP model: the tower that sees the images
     if isinstance(layers, int):
         layers = max(layers, -len(model.parts.blocks))
     images = with_model_classes(images, model) if isinstance(images, ImageSet) and model.parts.head else images

@@ -4,9 +4,11 @@ One file per architecture: each fills `mechvis.models.parts` with calls into the
 Masked image modelling, segmentation and backbone classes have no map: load such a checkpoint as its base model.
 """
 
+import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -96,9 +98,10 @@ def read(path: Any, *, image_size: Any = None) -> tuple[nn.Module, Any, Any]:
             f"{transformers.__version__} does not have."
         )
     try:
-        model, found = cls.from_pretrained(
-            path, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-        )
+        with _quiet() if Path(path).is_dir() else contextlib.nullcontext():
+            model, found = cls.from_pretrained(
+                path, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
     except OSError as error:
         raise BadData(f"the weights of hf:{path} cannot be read: {_first_line(error)}") from error
     if missing := sorted(found["missing_keys"]):
@@ -109,6 +112,21 @@ def read(path: Any, *, image_size: Any = None) -> tuple[nn.Module, Any, Any]:
             stacklevel=3,
         )
     return model.eval(), image_processor(path), partial(tokenizer, path)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No bar of upstream's while weights are read from a folder, which takes no time to watch; a download shows its
+    own."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:
