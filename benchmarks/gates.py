@@ -43,6 +43,8 @@ from mechvis.testing.evidence.bad import BAD, GOOD, LIMITED
 SEEDS, IMAGES, PLANTED_IMAGES = 20, 24, 8
 FIRST_IMAGE_SEED = 7_000
 HERE = Path(__file__).with_name("gates.json")
+FRESH = HERE.with_name("gates_fresh.json")
+"""Seeds that chose no threshold."""
 LEVEL = "smoke"
 EXPLAINERS: dict[str, Method] = {
     **{name: kind() for name, kind in BAD.items()},
@@ -167,12 +169,12 @@ def write(rows: dict[str, Any], path: Path = HERE) -> None:
     path.with_suffix(".part").replace(path)
 
 
-def run(only: list[str] | None = None, seeds: int = SEEDS, path: Path = HERE) -> dict[str, Any]:
+def run(only: list[str] | None = None, seeds: int = SEEDS, path: Path = HERE, first: int = 0) -> dict[str, Any]:
     """Everything that is not there yet; seed by seed, so that a stopped run has judged all explainers equally."""
     from benchmarks.gates_rankings import RANKINGS, ranking_gates
 
     share_the_good_map()
-    for seed in range(seeds):
+    for seed in range(first, first + seeds):
         for name in [*EXPLAINERS, *RANKINGS]:
             key = f"{name}/{seed}"
             if key in read(path) or (only and name not in only):
@@ -189,9 +191,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gates", description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", help="explainers")
     parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--first", type=int, default=0, help="first seed; others than 0 are kept in gates_fresh.json")
     parser.add_argument("--page", action="store_true", help="write the page of what is there")
     given = parser.parse_args()
-    rows = read() if given.page else run(given.only, given.seeds)
+    if given.first:
+        run(given.only, given.seeds, FRESH, given.first)
+    rows = read() if given.page or given.first else run(given.only, given.seeds)
     HERE.with_suffix(".md").write_text(page(rows))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from mechvis.attribution.attribute import maps_of
 from mechvis.attribution.method import Maps, Method
 from mechvis.attribution.question import Question
-from mechvis.faithfulness.subsets import spearman
+from mechvis.faithfulness.subsets import pearson, spearman
 from mechvis.keyed import numpy_of
 from mechvis.target import Target
 
@@ -62,6 +62,14 @@ def other_classes(ask: Question, n_classes: int) -> Target:
 def rank_agreement(first: Tensor, second: Tensor) -> Float[np.ndarray, " image"]:
     """Spearman correlation over patches, per image; NaN where a map has no ranks."""
     found = spearman(first.double().cpu(), second.double().cpu()).numpy().copy()
+    flat = (first.max(1).values == first.min(1).values) | (second.max(1).values == second.min(1).values)
+    found[flat.cpu().numpy()] = np.nan
+    return found
+
+
+def agreement(first: Tensor, second: Tensor) -> Float[np.ndarray, " image"]:
+    """Pearson correlation over patches, per image; NaN where a map is the same number everywhere."""
+    found = pearson(first.double().cpu(), second.double().cpu()).numpy().copy()
     flat = (first.max(1).values == first.min(1).values) | (second.max(1).values == second.min(1).values)
     found[flat.cpu().numpy()] = np.nan
     return found

@@ -23,7 +23,7 @@ from mechvis.attribution.attribution import Attribution
 from mechvis.attribution.method import Method
 from mechvis.attribution.methods.controls import CentrePrior, InputNorm, RandomMap
 from mechvis.attribution.question import Question
-from mechvis.cards import asking
+from mechvis.cards import asking, thresholds
 from mechvis.cards import attribution_gates as gates
 from mechvis.cards.data import CardData, subject
 from mechvis.cards.draft import Draft
@@ -232,11 +232,23 @@ def _better(draft: Draft, areas: dict[tuple[str, str, str], np.ndarray], seed: i
     for letter, control in zip("abc", (one.NAME for one in CONTROLS), strict=True):
         ends = []
         for name in used:
-            found = stats.paired_difference(areas[name, "score", ""], areas[name, "score", control], seed=seed)
-            ends.append(float(found.low[0] if control == RandomMap.NAME else found.high[0]))
-        which = "lower" if control == RandomMap.NAME else "upper"
-        why = f"smallest {which} end, over {len(used)} operators, of the paired 95 % interval: ABPC minus {control}"
-        draft.gate(f"G6{letter}", min(ends), ">" if control == RandomMap.NAME else ">=", 0.0, why)
+            own, other = areas[name, "score", ""], areas[name, "score", control]
+            found = stats.paired_difference(own, other, seed=seed)
+            if control == RandomMap.NAME:
+                ends.append(float(found.low[0]))
+                continue
+            # In units of what the prior itself is better than chance by.
+            ahead = float(np.nanmean(other) - np.nanmean(areas[name, "score", RandomMap.NAME]))
+            ends.append(float(found.high[0]) + thresholds.PRIOR_MARGIN * max(0.0, ahead))
+        if control == RandomMap.NAME:
+            why = f"smallest lower end, over {len(used)} operators, of the paired 95 % interval: ABPC minus {control}"
+            draft.gate(f"G6{letter}", min(ends), ">", 0.0, why)
+        else:
+            why = (
+                f"smallest upper end, over {len(used)} operators, of the paired 95 % interval: ABPC minus {control}, "
+                f"plus {thresholds.PRIOR_MARGIN:.0%} of what {control} is ahead of chance"
+            )
+            draft.gate(f"G6{letter}", min(ends), ">=", 0.0, why)
 
 
 def _sensitivity(areas: dict[tuple[str, str, str], np.ndarray]) -> pl.DataFrame:
