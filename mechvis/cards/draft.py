@@ -105,24 +105,12 @@ class Draft:
         unit: str = "",
     ) -> Measure:
         """Add a measure from its value for each example (NaN: undefined, counted)."""
-        values = self._column(values)
-        found = stats.bootstrap(values, seed=self.seed)
-        return self._add(
-            Measure(
-                id=id,
-                formula=formula,
-                direction=direction,
-                operator=operator,
-                control=control,
-                unit=unit,
-                value=_number(found.effect[0]),
-                low=_number(found.low[0]),
-                high=_number(found.high[0]),
-                n=int(found.n[0]),
-                excluded=int(found.excluded[0]),
-            ),
-            {"": values},
-        )
+        column = self._column(values)
+        found = stats.bootstrap(column, seed=self.seed)
+        numbers = {"value": _number(found.effect[0]), "low": _number(found.low[0]), "high": _number(found.high[0])}
+        numbers |= {"n": int(found.n[0]), "excluded": int(found.excluded[0])}
+        words = {"formula": formula, "direction": direction, "operator": operator, "control": control, "unit": unit}
+        return self._add(Measure(id=id, **words, **numbers), {"": column})
 
     def ratio(
         self,
@@ -140,23 +128,10 @@ class Draft:
         above, below = self._column(numerator), self._column(denominator)
         known = ~(np.isnan(above) | np.isnan(below))
         value, low, high = stats.interval_of(ratio_of_sums, above[known], below[known], seed=self.seed)
-        return self._add(
-            Measure(
-                id=id,
-                formula=formula,
-                direction=direction,
-                operator=operator,
-                control=control,
-                unit=unit,
-                value=_number(value),
-                low=_number(low),
-                high=_number(high),
-                n=int(known.sum()),
-                excluded=int((~known).sum()),
-                statistic="ratio",
-            ),
-            {":numerator": above, ":denominator": below},
-        )
+        numbers = {"value": _number(value), "low": _number(low), "high": _number(high)}
+        numbers |= {"n": int(known.sum()), "excluded": int((~known).sum()), "statistic": "ratio"}
+        words = {"formula": formula, "direction": direction, "operator": operator, "control": control, "unit": unit}
+        return self._add(Measure(id=id, **words, **numbers), {":numerator": above, ":denominator": below})
 
     def given(
         self,
@@ -173,22 +148,9 @@ class Draft:
         unit: str = "",
     ) -> Measure:
         """Add a number that was computed elsewhere and has no per-example values (an AUROC over edges)."""
-        return self._add(
-            Measure(
-                id=id,
-                formula=formula,
-                direction=direction,
-                operator=operator,
-                control=control,
-                unit=unit,
-                value=_number(value),
-                low=_number(low),
-                high=_number(high),
-                n=n,
-                statistic="given",
-            ),
-            {},
-        )
+        numbers = {"value": _number(value), "low": _number(low), "high": _number(high), "n": n, "statistic": "given"}
+        words = {"formula": formula, "direction": direction, "operator": operator, "control": control, "unit": unit}
+        return self._add(Measure(id=id, **words, **numbers), {})
 
     def done(self, *, scope: str, forwards: int = 0, backwards: int = 0) -> FaithfulnessCard:
         """Close the draft."""

@@ -16,6 +16,7 @@ from mechvis.plots.forest import Measure, forest
 from mechvis.plots.head_map import head_map
 from mechvis.plots.image_overlay import image_overlay
 from mechvis.plots.image_panel import image_panel
+from mechvis.plots.image_text_pairs import image_text_pairs
 from mechvis.plots.latent_panel import latent_panel
 from mechvis.plots.layer_curve import layer_curve
 from mechvis.plots.lens_map import lens_map
@@ -24,6 +25,7 @@ from mechvis.plots.model_diff import model_diff_histogram
 from mechvis.plots.norm_histogram import norm_histogram
 from mechvis.plots.null_space import null_space_plane
 from mechvis.plots.patch_map import patch_map
+from mechvis.plots.patch_swaps import patch_swaps
 from mechvis.plots.patching_grid import patching_grid
 from mechvis.plots.property_heads import property_heads
 from mechvis.plots.rank_agreement import rank_agreement
@@ -48,6 +50,7 @@ __all__ = [
     "head_map",
     "image_overlay",
     "image_panel",
+    "image_text_pairs",
     "latent_panel",
     "layer_curve",
     "lens_map",
@@ -56,6 +59,7 @@ __all__ = [
     "norm_histogram",
     "null_space_plane",
     "patch_map",
+    "patch_swaps",
     "patching_grid",
     "property_heads",
     "rank_agreement",

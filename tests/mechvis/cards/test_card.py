@@ -2,6 +2,7 @@
 
 import json
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -183,3 +184,9 @@ def test_images_that_chose_may_not_judge():
 def test_the_scope_says_what_was_not_tested():
     said = scope_of("maps", {"name": "a ViT"}, {"n": 4, "name": "scenes"}, ["x", "y"])
     assert said == "Tested: maps, on 4 images of scenes, with a ViT. Says nothing about x or y."
+
+
+def test_the_golden_card_opens_and_follows_from_what_is_stored():
+    found = FaithfulnessCard.load(Path(__file__).parent / "golden" / "card-v1").verify()
+    assert found.content["card_version"] == 1 and [gate.id for gate in found.failed] == ["G4"]
+    assert found.measure("abpc").value == 3.4 and found.table("planted").columns == ["suite", "auroc"]
