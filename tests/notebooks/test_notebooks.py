@@ -74,7 +74,10 @@ def complaints(text: str) -> str:
 @pytest.mark.parametrize(
     "text",
     # The first one at every commit; all of them take some minutes.
-    [pytest.param(text, marks=[] if text.name.startswith("01_") else pytest.mark.slow, id=text.stem) for text in TEXTS],
+    [
+        pytest.param(text, marks=[] if text.name.startswith(("01_", "09_")) else pytest.mark.slow, id=text.stem)
+        for text in TEXTS
+    ],
 )
 def test_runs_in_a_clean_kernel(text, machine, tmp_path, monkeypatch, record_property, capsys):
     before, cpu, started = sorted(FOLDER.rglob("*")), _cpu(), time.perf_counter()
