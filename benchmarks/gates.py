@@ -197,7 +197,7 @@ def main() -> None:
     if given.first:
         run(given.only, given.seeds, FRESH, given.first)
     rows = read() if given.page or given.first else run(given.only, given.seeds)
-    HERE.with_suffix(".md").write_text(page(rows))
+    HERE.with_suffix(".md").write_text(page(rows, read(FRESH) if FRESH.exists() else None))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,12 @@ centre, c norm of the input), G7 planted evidence (a all patches, b decoys), G8 
 """
 
 
+FRESH = (
+    "Thresholds and two rules were set after the tables above. These are twenty other seeds: other images and draws, "
+    "the same fifteen models."
+)
+
+
 def counts(rows: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Explainer -> seeds, caught, and how often each gate failed."""
     found: dict[str, dict[str, Any]] = {}
@@ -37,8 +43,16 @@ def counts(rows: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def page(rows: dict[str, Any]) -> str:
-    """The page."""
+def page(rows: dict[str, Any], fresh: dict[str, Any] | None = None) -> str:
+    """The page: rows of the seeds that chose thresholds, and of others."""
+    lines = [HEAD.format(planted=thresholds.PLANTED, contest=thresholds.CONTEST, margin=MARGIN), *_tables(rows, "##")]
+    if fresh:
+        lines += ["## On seeds that chose no threshold", "", FRESH, "", *_tables(fresh, "###")]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _tables(rows: dict[str, Any], mark: str) -> list[str]:
+    """A table per kind of explainer."""
     all_counts = counts(rows)
     kinds = {
         "Known-bad explainers of patches": lambda name: ":" not in name,
@@ -47,17 +61,17 @@ def page(rows: dict[str, Any]) -> str:
         "Known-bad rankings of heads": lambda name: name.startswith("ranking:") and "exact" not in name,
         "Exact rankings of heads: every catch is a false alarm": lambda name: name.startswith("ranking: exact"),
     }
-    lines = [HEAD.format(planted=thresholds.PLANTED, contest=thresholds.CONTEST, margin=MARGIN)]
+    lines: list[str] = []
     for title, belongs in kinds.items():
         own = {name: one for name, one in all_counts.items() if belongs(name)}
         if not own:
             continue
         caught, n = (sum(one[word] for one in own.values()) for word in ("caught", "n"))
-        lines += [f"## {title}", "", f"{caught} of {n} ({100 * caught / n:.1f} %).", ""]
+        lines += [f"{mark} {title}", "", f"{caught} of {n} ({100 * caught / n:.1f} %).", ""]
         lines += ["| explainer | caught | gates that failed (how often) | passed on |", "|---|---|---|---|"]
         for name, one in own.items():
             by = ", ".join(f"{id} {count}" for id, count in sorted(one["by"].items(), key=lambda item: -item[1]))
             passed = ", ".join(one["missed"]) if len(one["missed"]) <= 6 else f"{len(one['missed'])} subjects"
             lines.append(f"| {name.split(': ')[-1]} | {one['caught']} of {one['n']} | {by} | {passed} |")
         lines.append("")
-    return "\n".join(lines)
+    return lines
