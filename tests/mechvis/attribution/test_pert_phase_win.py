@@ -78,11 +78,12 @@ class TestOtherGames:
             phased(lambda sets: sets.double().sum(1), 3, **asked)
 
 
-class TestMethod:
-    @pytest.fixture(scope="class")
-    def wired(self):
-        return mechvis.load(testing.hand_wired_vit(), preprocess=testing.tiny_preprocess())
+@pytest.fixture(scope="module")
+def wired():
+    return mechvis.load(testing.hand_wired_vit(), preprocess=testing.tiny_preprocess())
 
+
+class TestMethod:
     def test_the_patch_that_is_read_comes_first(self, wired):
         images = testing.hand_wired_images(3)[0]
         ask = dict(target=0, progress=False)
