@@ -32,7 +32,7 @@ from mechvis.cards.localisation import localisation_table
 from mechvis.cards.planted import planted_gate
 from mechvis.cards.scope import scope_of
 from mechvis.data.images import ImageSet
-from mechvis.errors import BadData
+from mechvis.errors import BadData, RefusedMethod
 from mechvis.faithfulness.answers import Answers
 from mechvis.faithfulness.completeness import SignAgreement
 from mechvis.faithfulness.correlation import MuFidelity
@@ -91,7 +91,7 @@ def attribution_card(
         for id in ("G1", "G2", "G3", "G4", "G5", "G6", "G7"):
             draft.no_gate(id, "not run", "maps hold NaN or Inf")
         return _closed(draft, data, cost)
-    games = {one.NAME: _game(ask, one) for one in _operators(ask.model, level)}
+    games = {one.NAME: _game(ask, one) for one in _operators(ask, level)}
     gates.no_op(draft, asked, games)
     gates.complete(draft, asked)
     gates.random_weights(draft, asked, COPIES[level])
@@ -163,12 +163,14 @@ def _draft(method: Method, asked: gates.Asked, data: CardData, level: str, seed:
     )
 
 
-def _operators(model: Any, level: str) -> list[Operator]:
-    """The level's operators; for a model that reads its patches and whose attention knows their places, blur in the
-    place of dropped tokens."""
-    parts = model.parts
-    fixed = parts.layout is not None and (parts.reads is None or any(r >= len(parts.prefix) for r in parts.reads))
-    names = [("blur" if name == "token_drop" and fixed else name) for name in OPERATORS[level]]
+def _operators(ask: Question, level: str) -> list[Operator]:
+    """The level's operators; blur in the place of dropped tokens for a model that refuses to run without any patch (it
+    pools its patches, or their places matter to its attention)."""
+    names = list(OPERATORS[level])
+    try:
+        _game(asking.part_of(ask, [0]), operator("token_drop")).empty()
+    except RefusedMethod:
+        names = ["blur" if name == "token_drop" else name for name in names]
     return [operator(name) for name in dict.fromkeys(names)]
 
 

@@ -59,6 +59,9 @@ def ranking_card(result: Result, data: CardData, *, level: str = "smoke", seed: 
     edit = (result.provenance.get("sweep") or {}).get("edit", "mean_positional")
     edit = edit if edit in (*EDITS, "mean", "resample") else "mean_positional"
     shared = {"units": units, "progress": False, "seed": seed, "reference": data.reference}
+    # Against labels or against predictions, as the ranking was made.
+    labels = (result.provenance.get("sweep") or {}).get("labels")
+    shared["labels"] = labels if labels in ("given", "predicted") else None
     model, images = data.model, data.images
     bad = ~np.isfinite(stored)
     flat = float(stored.max() == stored.min()) if not bad.any() else 1.0
@@ -70,7 +73,7 @@ def ranking_card(result: Result, data: CardData, *, level: str = "smoke", seed: 
         for one in dict.fromkeys((edit, *EDITS, "resample"))
     }
     again = fresh[edit].values[metric].astype(np.float64)
-    _no_op(draft, model, images, units, metric, seed)
+    _no_op(draft, model, images, units, metric, shared["labels"], seed)
     _engines(draft, model, images, shared, edit, metric)
     draft.no_gate("G2", "not applicable", "effects of single units need not add up: others take over, or work together")
     draft.no_gate("G3", "not applicable", "effects are measured on this model, not read off it")
@@ -128,9 +131,10 @@ def _draft(result: Result, data: CardData, metric: str, n_units: int, level: str
     )
 
 
-def _no_op(draft: Draft, model: Any, images: Any, units: Sequence[Unit], metric: str, seed: int) -> None:
+def _no_op(draft: Draft, model: Any, images: Any, units: Sequence[Unit], metric: str, labels: Any, seed: int) -> None:
     some = images[: min(16, len(images))]
-    found = sweep(model, some, units=units, edit="patch", source=some, metric=metric, progress=False, seed=seed)
+    asked = {"metric": metric, "labels": labels, "progress": False, "seed": seed}
+    found = sweep(model, some, units=units, edit="patch", source=some, **asked)
     draft.gate(
         "G1", float(np.abs(found.values[metric]).max()), "<=", 1e-4, "largest effect of patching an image into itself"
     )

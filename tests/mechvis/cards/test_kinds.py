@@ -15,7 +15,8 @@ from mechvis.attribution.methods.act_x_grad import ActTimesGrad
 from mechvis.attribution.methods.controls import RandomMap
 from mechvis.cards import CardData, attribution_card, edit_card
 from mechvis.errors import BadData, UnknownName
-from mechvis.testing import assert_untouched
+from mechvis.models.load import wrap
+from mechvis.testing import assert_untouched, tiny, tiny_input, tiny_preprocess
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,15 @@ def test_few_images_and_unknown_levels_are_refused(model, images, found):
         attribution_card(ActTimesGrad(), CardData(model=model, images=images[:2]))
     with pytest.raises(UnknownName, match="smoke"):
         found.card(CardData(model=model, images=images), level="smokey")
+
+
+@pytest.mark.parametrize("family", ["beit-mean", "clip-classifier", "siglip-classifier", "dinov2-registers-classifier"])
+def test_models_that_pool_their_patches_get_cards_too(family):
+    tiny_model = wrap(tiny(family), preprocess=tiny_preprocess())
+    pixels = tiny_input("vit", n=5)
+    found = attribution_card(ActTimesGrad(layer=0), CardData(model=tiny_model, images=pixels))
+    assert found.measures and len({m.operator for m in found.measures}) == 2
+    assert status(found, "G1") == {"pass"} == status(found, "G5")
 
 
 # rankings
