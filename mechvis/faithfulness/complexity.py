@@ -5,6 +5,7 @@ the number of patches above a share of the largest. The caller's maps are never 
 in place). Source: faithfulness.md 2.3 [K].
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -48,8 +49,8 @@ class _OfMaps(Metric):
         maps = checked_maps(maps)
         return measured(self.NAME, self._value(maps), {ZERO: maps.abs().max(1).values == 0})
 
-    def _value(self, maps: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _value(self, maps: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)

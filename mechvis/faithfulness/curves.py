@@ -13,6 +13,7 @@ the two are the same; those images are counted. Source: faithfulness.md 2.1 [K];
 al. 2018, ABPC as in Samek et al. 2017, per image and for patches.
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -118,8 +119,8 @@ class _OfCurves(GameMetric):
             ratio=("top", "span"),
         )
 
-    def _value(self, deletion: Tensor, insertion: Tensor, found: Curves) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _value(self, deletion: Tensor, insertion: Tensor, found: Curves) -> Tensor: ...
 
     def _above_nothing(self, areas: Tensor, found: Curves) -> Tensor:
         return areas - found.deletion[:, -1] if self.normalise else areas

@@ -13,6 +13,7 @@ An image without an object is not a hit (and not a miss): it is undefined and co
 of no patch. Source: faithfulness.md 2.2; published tools differ (one counts an empty mask as a hit).
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,8 +108,8 @@ class MaskMetric(Metric):
     def _undefined(self, maps: Tensor, inside: Tensor) -> dict[str, Tensor]:
         return {}
 
-    def _score(self, maps: Tensor, areas: Tensor, inside: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _score(self, maps: Tensor, areas: Tensor, inside: Tensor) -> Tensor: ...
 
     def _chance(self, areas: Tensor, inside: Tensor) -> Tensor:
         return inside.double().mean(1)

@@ -10,20 +10,9 @@ from torch import nn
 from mechvis.files import write_json
 from mechvis.testing.evidence import drawing
 from mechvis.testing.evidence.task import Variant
+from mechvis.testing.processor import processor_config
 
 D_MODEL, HEADS, LAYERS, D_MLP = 48, 4, 2, 96
-PREPROCESSING = {
-    "image_processor_type": "ViTImageProcessor",
-    "size": {"height": drawing.SIZE, "width": drawing.SIZE},
-    "do_resize": True,
-    "resample": 2,
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
-    "do_convert_rgb": True,
-}
 
 
 def new_model(variant: Variant, *, seed: int) -> nn.Module:
@@ -54,7 +43,9 @@ def save_model(model: nn.Module, folder: Path, certificate: dict[str, Any]) -> P
     """Write an ordinary Hugging Face folder (config, float32 safetensors, preprocessing) and the certificate."""
     folder.mkdir(parents=True, exist_ok=True)
     model.float().save_pretrained(folder, safe_serialization=True)
-    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING, indent=2) + "\n", encoding="utf-8")
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps(processor_config(drawing.SIZE), indent=2) + "\n", encoding="utf-8"
+    )
     # transformers writes weights readable by their owner only; a package is read by others
     (folder / "model.safetensors").chmod(0o644)
     write_json(folder / "certificate.json", certificate)

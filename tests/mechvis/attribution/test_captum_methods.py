@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from captum import attr as captum
 
 import mechvis
 from mechvis import testing
@@ -23,7 +24,6 @@ from mechvis.attribution.methods.through_captum import CLAIMS
 from mechvis.errors import OutOfRange, RefusedMethod, UnknownName
 from mechvis.interop import captum as interop
 
-captum = pytest.importorskip("captum.attr")
 DOUBLE = torch.float64
 TARGET = torch.tensor([1, 4, 2])
 

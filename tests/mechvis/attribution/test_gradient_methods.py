@@ -252,7 +252,8 @@ def test_legrad_with_an_empty_prompt():
 
 
 def test_layer_ig_against_captum(bare, model, pixels):
-    captum = pytest.importorskip("captum.attr")
+    from captum import attr as captum
+
     site = "blocks.1.ln1.hook_normalized"
     start = model.run(torch.zeros_like(pixels[:1]), capture=[site]).cache[site][0]
     oracle = captum.LayerIntegratedGradients(lambda x: bare(x).logits, bare.vit.layers[1].layernorm_before)
@@ -263,7 +264,8 @@ def test_layer_ig_against_captum(bare, model, pixels):
 
 
 def test_input_ig_against_captum(bare, model, pixels):
-    captum = pytest.importorskip("captum.attr")
+    from captum import attr as captum
+
     oracle = captum.IntegratedGradients(lambda x: bare(x).logits)
     expected = oracle.attribute(pixels, target=TARGET, n_steps=12, method="riemann_middle").sum(1)
     expected = expected.unfold(1, 4, 4).unfold(2, 4, 4).sum((-1, -2)).reshape(3, 9)

@@ -6,22 +6,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from mechvis.testing.processor import processor_config
 from mechvis.testing.trained import drawing
 from mechvis.testing.trained.shape import D_MLP, D_MODEL, HEADS, LAYERS
 from mechvis.testing.trained.task import PlantedTask
-
-PREPROCESSING = {
-    "image_processor_type": "ViTImageProcessor",
-    "size": {"height": drawing.SIZE, "width": drawing.SIZE},
-    "do_resize": True,
-    "resample": 2,
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
-    "do_convert_rgb": True,
-}
 
 
 def new_model(task: PlantedTask, *, seed: int) -> nn.Module:
@@ -89,7 +77,9 @@ def save_model(model: nn.Module, folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     model.float().save_pretrained(folder, safe_serialization=True)
-    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING, indent=2) + "\n", encoding="utf-8")
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps(processor_config(drawing.SIZE), indent=2) + "\n", encoding="utf-8"
+    )
     # transformers writes weights readable by their owner only; a package is read by others
     (folder / "model.safetensors").chmod(0o644)
     return folder
